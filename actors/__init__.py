@@ -1,0 +1,8 @@
+"""Ray: a process and a name for each service, and nothing that decides.
+
+shard        ``DeviceShard``: one shard's process
+coordinator  ``Coordinator``: the coordinator's process, which also watches over the shards
+shards       the coordinator's way to its shards (the ``Shards`` port)
+cluster      composition root: connect to Ray, start, wait, drain
+command      ``dripline run``
+"""

@@ -1,4 +1,7 @@
-"""Settings: named, frozen, checked as a whole. Sources, strongest first: arguments, ``DRIPLINE_…`` variables, ``dripline.toml``."""
+"""Settings: named, frozen, checked as a whole.
+
+Sources, strongest first: arguments, ``DRIPLINE_…`` variables, ``dripline.toml``.
+"""
 
 from __future__ import annotations
 

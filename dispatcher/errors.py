@@ -5,6 +5,8 @@
     │   └── GraphError    a sequence cannot be followed; names the step
     ├── RefusedError      the operation would be unsafe here (rehearsal on a live database, …); exit status 2
     ├── StoreError        PostgreSQL is missing, too old, or answered with something unexpected; exit status 3
+    │   └── StoreUnavailableError   it did not answer: try again
+    ├── ShardUnavailableError   a shard did not answer: it is left out of the pass
     └── FencedError       a newer incarnation owns this shard or coordinator: stop, do not retry
 
 Every argument is passed to ``super().__init__``, so that errors cross processes whole.
@@ -66,3 +68,11 @@ class FencedError(DriplineError):
 
     def __str__(self) -> str:
         return f"{self.name}: epoch {self.epoch} has been superseded"
+
+
+class StoreUnavailableError(StoreError):
+    """PostgreSQL did not answer or went away half-way: whether a commit took place is unknown; try again."""
+
+
+class ShardUnavailableError(DriplineError):
+    """A shard did not answer in time: it is left out of this pass."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from enum import IntEnum
 from typing import Protocol
 
-from dispatcher.core.batches import Outcomes, Outgoing
+from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.fleet import Gateway
 
 
 class Clock(Protocol):
@@ -24,5 +26,33 @@ class Sender(Protocol):
         No message leaves after its ``deadline_us``; every row that is not proven otherwise is ``IN_DOUBT``.
         """
 
+    def update(self, gateways: Mapping[int, Gateway]) -> None:
+        """Use these gateways, by device number, for what is handed over from now on."""
+
     async def close(self) -> None:
         """Give up connections; messages already handed over stay handed over."""
+
+
+class Fate(IntEnum):
+    """What a shard says of a lease that the rescuer asks about."""
+
+    NEVER_SEEN = 0
+    """It never was, and never will be, handed over: from now on the shard refuses it."""
+    IN_HAND = 1
+    """The shard has it: pending, handed over, or about to be written. Leave it alone."""
+
+
+class Shards(Protocol):
+    """The coordinator's way to its shards. Calls are hints: lost, doubled or late, they change latency only.
+
+    Every method raises ``ShardUnavailableError`` when the shard does not answer in time.
+    """
+
+    async def offer(self, shard: int, now_us: int, horizon_us: int, devices: Int32s) -> SlotOffer:
+        """The free slots of ``devices`` within the horizon, held until the delivery."""
+
+    async def deliver(self, shard: int, offer: int, leased: Leased | None) -> DueSoon:
+        """Route what was claimed for ``offer``, None when nothing was; returns what became due again meanwhile."""
+
+    async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
+        """``Fate`` of each lease, by the shard's live incarnation."""

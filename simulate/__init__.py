@@ -1,0 +1,16 @@
+"""The rehearsal: production code against a mock sender and virtual time. Imported by nothing.
+
+command     ``dripline simulate``
+rehearsal   one run from population to verdict
+driver      virtual time: tick by tick, from moment to moment at which something can happen
+scratch     the embedded server of a run
+population  devices and leads by COPY
+referee     the mock gateway, a process of its own: judges from what reaches it
+sender      a shard's thin client of the referee
+receipts    what the referee saw, as columns
+checker     the invariants, from receipts, ledger and the seed's tables only
+ideal       the schedule nobody can beat, for the optimality gap
+outcome     the figures a run ends with: JSON and terminal
+watcher     progress on the screen
+gateway     a real HTTP gateway process for tests
+"""

@@ -6,7 +6,9 @@ they end in templates and statements anyway.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +41,26 @@ class Columns:
                 column = [column[row] for row in rows]
             picked[field.name] = column
         return type(self)(**picked)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """All rows of ``parts``, one after the other; scalars are those of the first."""
+        if len(parts) == 1:
+            return parts[0]
+        joined: dict[str, Any] = {}
+        for field in fields(cls):  # type: ignore[arg-type]
+            columns = [getattr(part, field.name) for part in parts]
+            if isinstance(columns[0], np.ndarray):
+                joined[field.name] = np.concatenate(columns)
+            elif isinstance(columns[0], list):
+                joined[field.name] = list(chain.from_iterable(columns))
+            else:
+                joined[field.name] = columns[0]
+        return cls(**joined)
+
+    def replace(self, **columns: Any) -> Self:
+        """The batch with some columns exchanged."""
+        return replace(self, **columns)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +121,30 @@ class Outcomes(Columns):
     error: list[str | None]
     retry_after_s: NDArray[np.float64]
     """What the gateway asked for; NaN when it asked for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class DueSoon(Columns):
+    """The earliest moment at which something is due, for devices whose enrolments moved on."""
+
+    number: Int32s
+    due_us: Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class SlotOffer:
+    """A shard's answer to "which slots are free": held until the claim it leads to is delivered."""
+
+    epoch: int
+    offer: int
+    """Which offer this is; the delivery names it."""
+    number: Int32s
+    """The devices asked for that the shard owns, ascending."""
+    slots: Int32s
+    """How many slots each has."""
+    slot_us: Int64s
+    """All slots, device after device, ascending within one."""
+    free_us: Int64s
+    """For each device the first slot, or, without one, when it could send at the earliest."""
+    due: DueSoon
+    """What became due again since the shard was asked last."""

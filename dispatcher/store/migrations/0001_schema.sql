@@ -10,13 +10,15 @@ CREATE TABLE dripline_database (
 
 CREATE FUNCTION dripline_keep_kind() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'this database is stamped % for good', OLD.kind;
+    RAISE EXCEPTION 'this database is stamped % for good', (SELECT kind FROM dripline_database);
 END $$;
 
 CREATE TRIGGER dripline_keep_kind BEFORE UPDATE ON dripline_database
     FOR EACH ROW WHEN (OLD.kind <> NEW.kind) EXECUTE FUNCTION dripline_keep_kind();
 CREATE TRIGGER dripline_keep_stamp BEFORE DELETE ON dripline_database
     FOR EACH ROW EXECUTE FUNCTION dripline_keep_kind();
+CREATE TRIGGER dripline_keep_row BEFORE TRUNCATE ON dripline_database
+    FOR EACH STATEMENT EXECUTE FUNCTION dripline_keep_kind();
 
 -- Business time: virtual in a rehearsal, else now().
 CREATE FUNCTION dripline_now() RETURNS timestamptz LANGUAGE sql STABLE AS
@@ -213,12 +215,21 @@ CREATE TABLE message_ledger (
 
 CREATE FUNCTION dripline_keep_ledger() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF TG_OP = 'DELETE' OR OLD.outcome <> 'in_doubt' THEN
+    IF TG_OP = 'TRUNCATE' THEN
+        RAISE EXCEPTION 'the ledger is append-only';
+    END IF;
+    IF TG_OP = 'DELETE' OR OLD.outcome <> 'in_doubt'
+       OR (OLD.enrolment_id, OLD.visit, OLD.generation, OLD.attempt, OLD.device_id, OLD.idempotency_key)
+          <> (NEW.enrolment_id, NEW.visit, NEW.generation, NEW.attempt, NEW.device_id, NEW.idempotency_key)
+    THEN
         RAISE EXCEPTION 'the ledger is append-only (enrolment %, visit %, attempt %)',
             OLD.enrolment_id, OLD.visit, OLD.attempt;
     END IF;
     RETURN NEW;
 END $$;
+
+CREATE TRIGGER dripline_keep_all BEFORE TRUNCATE ON message_ledger
+    FOR EACH STATEMENT EXECUTE FUNCTION dripline_keep_ledger();
 
 -- One partition a day of business time; made ahead by the coordinator.
 -- Every row stands in exactly one of the two unique indexes: one accepted attempt a visit, one row an attempt.
@@ -235,6 +246,8 @@ BEGIN
     EXECUTE format('CREATE INDEX ON %I (device_id, reserved_at)', part);
     EXECUTE format('CREATE TRIGGER dripline_keep_ledger BEFORE UPDATE OR DELETE ON %I '
                    'FOR EACH ROW EXECUTE FUNCTION dripline_keep_ledger()', part);
+    EXECUTE format('CREATE TRIGGER dripline_keep_all BEFORE TRUNCATE ON %I '
+                   'FOR EACH STATEMENT EXECUTE FUNCTION dripline_keep_ledger()', part);
     EXECUTE format('ALTER TABLE message_ledger ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', part,
                    day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');
     RETURN true;
@@ -291,6 +304,14 @@ END $$;
 
 CREATE TRIGGER dripline_inserted AFTER INSERT ON leads
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION dripline_leads_inserted();
+-- Wakes the coordinator; whoever misses it looks again after a cycle.
+CREATE FUNCTION dripline_wake() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('dripline_wake', TG_TABLE_NAME);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER dripline_wake AFTER INSERT ON lead_changes FOR EACH STATEMENT EXECUTE FUNCTION dripline_wake();
+
 -- The completer takes finished triggers off itself and says so; there is nothing to enrol.
 CREATE TRIGGER dripline_updated AFTER UPDATE ON leads
     REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT

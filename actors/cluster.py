@@ -1,0 +1,128 @@
+"""Composition root: connect to Ray, start coordinator and shards, wait for them, drain them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.coordinator import RemoteCoordinator, ShardNames
+from actors.shard import RemoteShard, SenderOf
+from dispatcher.config import Settings
+from dispatcher.errors import DriplineError, InputError
+
+_START_S = 120.0
+_PING_S = 5.0
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.GetTimeoutError)
+
+
+def connect_ray(address: str | None, *, object_store_mb: int = 256) -> None:
+    """Join the Ray cluster at ``address``, or start a local one that nobody else can reach.
+
+    Raises:
+        InputError: no cluster answers at ``address``.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"Ray at {address}", first, "start one with: ray start --head") from None
+        return
+    if "RAY_AUTH_TOKEN" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=object_store_mb << 20,
+        _temp_dir=_short_temp_dir(),
+    )
+
+
+def _short_temp_dir() -> str | None:
+    """Ray's sockets need a short path; None leaves Ray its own default."""
+    configured = os.environ.get("RAY_TMPDIR")
+    return configured if configured else (None if len(tempfile.gettempdir()) < 40 else "/tmp/ray")  # noqa: S108
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Running actors."""
+
+    coordinator: Any
+    shards: list[Any]
+
+    def wait_ready(self, now_us: int | None = None, timeout_s: float = _START_S) -> None:
+        """Wait until the coordinator leads and every shard owns its devices.
+
+        The coordinator goes first: it gives devices to shards.
+
+        Raises:
+            DriplineError: they did not get ready in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        for actor in (self.coordinator, *self.shards):
+            _persistently(partial(actor.ready.remote, now_us), deadline_s)
+
+    def drain(self, timeout_s: float = 60.0) -> int:
+        """Stop claiming, give back what has not left, write what is known; returns how many leases went back."""
+        deadline_s = time.monotonic() + timeout_s
+        _persistently(self.coordinator.drain.remote, deadline_s)
+        counts = [shard.drain.remote() for shard in self.shards]
+        return sum(ray.get(counts, timeout=max(deadline_s - time.monotonic(), 1.0)))
+
+    def stop(self) -> None:
+        """End the actors; nothing is written."""
+        for actor in (self.coordinator, *self.shards):
+            with contextlib.suppress(*_LOST):
+                ray.kill(actor)
+
+
+def start(
+    settings: Settings, shards: int, sender_of: SenderOf, *, holder: str, virtual: bool, answer_s: float
+) -> Cluster:
+    """Start (not wait for) the actors of one installation.
+
+    Args:
+        settings: with the database's URL.
+        shards: how many.
+        sender_of: makes each shard's sender.
+        holder: names the installation; part of the actors' names.
+        virtual: a rehearsal, with time that its driver owns.
+        answer_s: how long a shard may take to answer the coordinator.
+    """
+    namespace = f"dripline-{holder}"
+    names = [f"shard-{number}" for number in range(shards)]
+    options: dict[str, Any] = {"namespace": namespace, "get_if_exists": True, "max_concurrency": 64}
+    handles: list[Any] = [
+        RemoteShard.options(name=name, **options).remote(number, settings, holder, sender_of, virtual)
+        for number, name in enumerate(names)
+    ]
+    coordinator: Any = RemoteCoordinator.options(name="coordinator", **options).remote(
+        settings, holder, ShardNames(namespace, names, answer_s), virtual
+    )
+    return Cluster(coordinator, handles)
+
+
+def _persistently(call: Callable[[], ray.ObjectRef[Any]], deadline_s: float) -> Any:
+    """Repeat a call whose repetition changes nothing, until an incarnation answers it."""
+    while True:
+        try:
+            return ray.get(call(), timeout=max(deadline_s - time.monotonic(), 0.1))
+        except _LOST as error:
+            if time.monotonic() >= deadline_s:
+                raise DriplineError(f"an actor did not get ready in time: {error}") from None
+            time.sleep(0.2)

@@ -1,0 +1,207 @@
+"""``DeviceShard``: the process of one shard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import ray
+
+from dispatcher.clock import DatabaseClock
+from dispatcher.config import Settings
+from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, SlotOffer
+from dispatcher.core.fleet import Fleet
+from dispatcher.errors import FencedError, StoreError, StoreUnavailableError
+from dispatcher.ports import Sender
+from dispatcher.shard import Shard
+from dispatcher.store.connect import open_pool
+from dispatcher.store.shard_store import ShardStore
+
+_log = logging.getLogger(__name__)
+_PAUSE_S = 0.5
+_TICK_S = 0.05
+_LOOK_S = 1.0
+_CONNECTIONS = 3
+
+SenderOf = Callable[[Fleet, Callable[[], int]], Sender]
+"""Makes a sender for a shard's devices, given business time."""
+
+
+class DeviceShard:
+    """A shard with its clock and loops. The constructor touches nothing outside: an exception there would be final.
+
+    Args:
+        shard: its number.
+        settings: with the database's URL.
+        holder: names the installation.
+        sender_of: makes the sender.
+        virtual: whether business time comes with every call (a rehearsal) instead of from the database.
+    """
+
+    def __init__(self, shard: int, settings: Settings, holder: str, sender_of: SenderOf, virtual: bool) -> None:
+        logging.basicConfig(level=logging.WARNING)
+        self._number, self._settings, self._holder = shard, settings, holder
+        self._sender_of, self._virtual = sender_of, virtual
+        self._clock = DatabaseClock(settings.skew_s)
+        self._now_us = self._until_us = 0
+        self._shard: Shard | None = None
+        self._loop: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[Any]] = set()
+        self._fenced = False
+        self._draining = False
+        self._starting = asyncio.Lock()
+
+    # Life ----------------------------------------------------------------------------------------------------
+
+    async def ready(self, now_us: int | None = None) -> int:
+        """Take the shard over, trying until PostgreSQL answers; returns the epoch. Repeating it changes nothing.
+
+        Args:
+            now_us: virtual time, in a rehearsal.
+        """
+        async with self._starting:
+            while self._shard is None:
+                try:
+                    await self._start(now_us)
+                except StoreError as error:
+                    _log.warning("shard %d waits for the database: %s", self._number, error)
+                    await asyncio.sleep(_PAUSE_S)
+        assert self._shard is not None
+        return self._shard.epoch
+
+    async def _start(self, now_us: int | None) -> None:
+        assert self._settings.database_url is not None
+        name = f"dripline shard {self._number}"
+        pool = await open_pool(
+            self._settings.database_url, size=_CONNECTIONS, application_name=name, planner_hints=True
+        )
+        store = ShardStore(pool, self._number, self._holder)
+        shard = Shard(self._number, self._settings, store, lambda fleet: self._sender_of(fleet, self._business_us))
+        try:
+            if now_us is None:
+                self._clock.observe((await store.seat.beat(self._settings.leader_s)).wall_us)
+            await shard.take_over(self._clock.now_us() if now_us is None else now_us)
+        except BaseException:
+            await store.close()
+            raise
+        self._now_us = self._until_us = now_us or 0
+        self._shard = shard
+        self._loop = asyncio.create_task(self._keep_epoch() if self._virtual else self._live())
+
+    def _business_us(self) -> int:
+        return self._until_us if self._virtual else self._clock.now_us()
+
+    @property
+    def _own(self) -> Shard:
+        if self._shard is None or self._fenced:
+            raise RuntimeError(f"shard {self._number} does not own its devices")
+        return self._shard
+
+    async def ping(self) -> int:
+        """The epoch, 0 while there is none; starts taking over when nobody has asked for it yet."""
+        if self._fenced:
+            return -1
+        if self._shard is None and not self._virtual and not self._starting.locked():
+            self._start_task(self.ready())
+        return self._shard.epoch if self._shard is not None else 0
+
+    def pid(self) -> int:
+        """The process, for those who test what happens when it dies."""
+        return os.getpid()
+
+    # Calls ---------------------------------------------------------------------------------------------------
+
+    async def offer(self, now_us: int, horizon_us: int, devices: Int32s) -> SlotOffer:
+        """Free slots; see ``Shard.offer``."""
+        if self._virtual:
+            self._now_us, self._until_us = now_us, now_us + horizon_us
+            await self._own.refresh()
+        elif not self._clock.trusted or self._draining:
+            devices = devices[:0]
+        return self._own.offer(now_us, horizon_us, devices)
+
+    async def deliver(self, offer: int, leased: Leased | None) -> DueSoon:
+        """Take a claim. In a rehearsal everything is handed over and written before this returns."""
+        self._own.deliver(offer, leased)
+        if self._virtual and leased is not None:
+            try:
+                await self._own.hand_over(self._now_us, self._until_us)
+            finally:
+                await self._own.complete(self._until_us)
+        return self._own.take_due()
+
+    async def fate(self, token: Int64s, enrolment: Int64s) -> Int8s:
+        """What became of leases; see ``Shard.fate``."""
+        return self._own.fate(token, enrolment)
+
+    async def drain(self) -> int:
+        """Stop: give back what has not left, write every end, close. Returns how many leases were given back."""
+        self._draining = True
+        if self._loop is not None:
+            self._loop.cancel()
+        given_back = 0
+        if self._shard is not None and not self._fenced:
+            given_back = await self._shard.drain(self._business_us())
+            await self._shard.close()
+        return given_back
+
+    # Loops ---------------------------------------------------------------------------------------------------
+
+    async def _keep_epoch(self) -> None:
+        while not self._fenced:
+            await self._beat()
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _beat(self) -> None:
+        try:
+            wall_us = await self._own.beat()
+            self._clock.observe(wall_us)
+        except StoreUnavailableError as error:
+            _log.warning("shard %d could not renew its epoch: %s", self._number, error)
+        except FencedError as error:
+            _log.error("%s: this incarnation stops", error)
+            self._fenced = True
+
+    async def _live(self) -> None:
+        beaten_s = looked_s = time.monotonic()
+        while not self._fenced:
+            now_s = time.monotonic()
+            try:
+                if now_s - beaten_s >= self._settings.heartbeat_s:
+                    beaten_s = now_s
+                    await self._beat()
+                    continue
+                if now_s - looked_s >= _LOOK_S:
+                    looked_s = now_s
+                    await self._own.adopt()
+                    await self._own.refresh()
+                await self._work()
+            except StoreUnavailableError as error:
+                _log.warning("shard %d: %s", self._number, error)
+                await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_TICK_S)
+
+    async def _work(self) -> None:
+        now_us = self._clock.now_us()
+        next_us = self._own.next_slot_us
+        if next_us is not None and next_us <= now_us and self._clock.trusted:
+            self._start_task(self._own.hand_over(now_us, now_us))
+        if self._own.ripe:
+            self._start_task(self._own.complete(now_us))
+
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self._sending.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[Any]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("shard %d: a hand-over broke off", self._number, exc_info=error)
+
+
+RemoteShard = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=0)(DeviceShard)

@@ -1,0 +1,62 @@
+"""``dripline sequences``: what there is, and switching it off and on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
+from dispatcher.core.graph import problems
+from dispatcher.intake.sequences import count_enrolments, read_sequences, switch
+
+app = typer.Typer(
+    help="List, pause and resume sequences.",
+    no_args_is_help=True,
+    epilog="Example: dripline sequences list",
+)
+
+Which = Annotated[str, typer.Argument(metavar="NAME_OR_ID", help="Its name, or its id where names repeat.")]
+
+
+@app.command("list", epilog="Example: dripline sequences list")
+def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """List the sequences: active or not, steps, enrolments live and completed, and what is broken."""
+
+    async def body() -> list[tuple[object, ...]]:
+        async with database(database_url, data_dir) as connection:
+            counts = await count_enrolments(connection)
+            return [
+                (
+                    sequence.id,
+                    sequence.name,
+                    "active" if sequence.is_active else "paused",
+                    len(sequence.steps),
+                    *counts.get(sequence.id or 0, (0, 0)),
+                    "; ".join(problems(sequence)),
+                )
+                for sequence in await read_sequences(connection)
+            ]
+
+    show_table(("id", "name", "state", "steps", "live", "completed", "problem"), run(body()))
+
+
+@app.command(epilog='Example: dripline sequences pause "30 Day Fitness"')
+def pause(which: Which, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Stop hand-overs of a sequence within one pass; everybody keeps their place."""
+    _switch(which, False, database_url, data_dir)
+
+
+@app.command(epilog='Example: dripline sequences resume "30 Day Fitness"')
+def resume(which: Which, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Go on with a paused sequence; what is overdue is spread over the devices' quotas."""
+    _switch(which, True, database_url, data_dir)
+
+
+def _switch(which: str, active: bool, database_url: DatabaseUrl, data_dir: DataDir) -> None:
+    async def body() -> tuple[str, bool]:
+        async with database(database_url, data_dir) as connection:
+            return await switch(connection, which, active)
+
+    name, changed = run(body())
+    out.out(f"{name}: {'' if changed else 'already '}{'active' if active else 'paused'}")

@@ -1,0 +1,45 @@
+"""Business time in production: the database's clock at the last renewal plus local monotonic time."""
+
+from __future__ import annotations
+
+import time
+
+from dispatcher.core.moments import span_us
+
+
+class DatabaseClock:
+    """Follows the database's clock without ever going back.
+
+    A renewal that disagrees by more than ``skew_s`` suspends the clock's owner until two renewals in a row agree.
+
+    Args:
+        skew_s: how far a renewal may be off.
+    """
+
+    def __init__(self, skew_s: float) -> None:
+        self._skew_us = span_us(skew_s)
+        self._offset_us: int | None = None
+        self._last_us = 0
+        self._agreements = 0
+
+    def observe(self, wall_us: int) -> None:
+        """Take the database's clock as read just now, in microseconds."""
+        offset_us = wall_us - time.monotonic_ns() // 1000
+        if self._offset_us is None:
+            self._offset_us, self._agreements = offset_us, 2
+            return
+        agrees = abs(offset_us - self._offset_us) <= self._skew_us
+        self._agreements = self._agreements + 1 if agrees else 0
+        self._offset_us = offset_us
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the last two renewals agreed; nothing may be offered or handed over before."""
+        return self._agreements >= 2
+
+    def now_us(self) -> int:
+        """Business time in microseconds; never goes back."""
+        if self._offset_us is None:
+            raise RuntimeError("the clock has not been set yet")
+        self._last_us = max(self._last_us, time.monotonic_ns() // 1000 + self._offset_us)
+        return self._last_us

@@ -1,0 +1,182 @@
+"""Turns outcomes into ends of attempts and writes them, ledger and progress in one transaction a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatcher.config import Settings
+from dispatcher.core import backoff
+from dispatcher.core.batches import Int64s, Leased, Outcomes
+from dispatcher.core.graph import Catalogue
+from dispatcher.core.moments import span_us
+from dispatcher.core.outcomes import UNCOUNTED, Outcome
+from dispatcher.errors import StoreUnavailableError
+from dispatcher.store.shard_store import Ends, ShardStore
+
+_log = logging.getLogger(__name__)
+_RETRY_PAUSE_S = 0.2
+T = TypeVar("T")
+THROTTLE_S = 60.0
+"""How long a throttled device rests when its gateway does not say."""
+_LABELS = {int(outcome): outcome.label for outcome in Outcome}
+
+
+def ends_of(
+    leased: Leased,
+    keys: list[bytes],
+    outcomes: Outcomes,
+    catalogue: Catalogue,
+    idempotent: NDArray[np.bool_],
+    settings: Settings,
+) -> Ends:
+    """What the ends of these attempts mean for their enrolments.
+
+    Args:
+        leased: the rows the outcomes are about, in the same order.
+        keys: their idempotency keys.
+        idempotent: per row, whether the device's gateway honours keys.
+    """
+    trigger, delay_h = catalogue.advance(catalogue.indices(leased.step))
+    due_us = outcomes.at_us + np.rint(delay_h * settings.hour_s * 1e6).astype(np.int64)
+    rows = len(leased)
+    next_: list[str] = ["waiting"] * rows
+    counted = np.zeros(rows, np.int32)
+    pinned = np.zeros(rows, np.bool_)
+    good = (outcomes.outcome == Outcome.ACCEPTED) | (outcomes.outcome == Outcome.REPEAT)
+    for row in np.flatnonzero(~good).tolist():
+        next_[row], counted[row], due_us[row], pinned[row] = _setback(
+            leased, outcomes, row, bool(idempotent[row]), settings
+        )
+    return Ends(
+        enrolment=leased.enrolment,
+        token=np.full(rows, leased.token, np.int64),
+        lead=leased.lead,
+        visit=leased.visit,
+        generation=leased.generation,
+        attempt=leased.attempt,
+        device=leased.device,
+        slot_us=leased.slot_us,
+        due_us=leased.due_us,
+        at_us=outcomes.at_us,
+        step=leased.step,
+        key=keys,
+        outcome=[_LABELS[outcome] for outcome in outcomes.outcome.tolist()],
+        message_id=outcomes.message_id,
+        error=outcomes.error,
+        next_trigger=trigger.tolist(),
+        next_due_us=due_us,
+        next=next_,
+        counted=counted,
+        pinned=pinned,
+    )
+
+
+def _setback(
+    leased: Leased, outcomes: Outcomes, row: int, idempotent: bool, settings: Settings
+) -> tuple[str, int, int, bool]:
+    """Next state, counted, due and pinned after an outcome that is no acceptance."""
+    outcome, at_us = Outcome(outcomes.outcome[row]), int(outcomes.at_us[row])
+    retries = int(leased.retries[row])
+    if outcome in UNCOUNTED:
+        asked_s = outcomes.retry_after_s[row]
+        wait_s = float(asked_s) if asked_s == asked_s else (THROTTLE_S if outcome is Outcome.THROTTLED else 0.0)
+        return "waiting", 0, at_us + span_us(wait_s), False
+    if outcome is Outcome.OPTED_OUT:
+        return "stopped", 1, at_us, False
+    if outcome is Outcome.REJECTED:
+        return "failed", 1, at_us, False
+    if outcome is Outcome.IN_DOUBT:
+        if not idempotent or retries >= settings.resend_limit:
+            return "in_doubt", 1, at_us, True
+        last_us = int(leased.slot_us[row]) + span_us(settings.deadline_s + settings.skew_s)
+        return "waiting", 1, max(at_us, last_us), True
+    if retries >= settings.retry_limit:
+        return "failed", 1, at_us, False
+    uniform = backoff.draw(0, int(leased.enrolment[row]), int(leased.visit[row]), retries)
+    wait_s = backoff.delay_s(retries + 1, uniform, settings.retry_base_s, settings.retry_cap_s)
+    return "waiting", 1, at_us + span_us(float(wait_s)), False
+
+
+async def persistently(statement: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a repeatable statement until PostgreSQL answers."""
+    while True:
+        try:
+            return await statement()
+        except StoreUnavailableError as error:
+            _log.warning("waiting for the database: %s", error)
+            await asyncio.sleep(_RETRY_PAUSE_S)
+
+
+class Completer:
+    """Gathers ends and writes them in batches; what is not written yet is never forgotten.
+
+    Args:
+        store: where they are written.
+        settings: batch size and waiting time.
+        on_written: called with each batch once it has committed.
+    """
+
+    def __init__(self, store: ShardStore, settings: Settings, on_written: Callable[[Ends], None]) -> None:
+        self._store, self._settings, self._on_written = store, settings, on_written
+        self._waiting: list[Ends] = []
+        self._since = 0.0
+        self._lock = asyncio.Lock()
+        self._rows = 0
+        self._committing: Ends | None = None
+
+    def add(self, ends: Ends) -> None:
+        """Take ends to be written."""
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append(ends)
+        self._rows += len(ends)
+
+    @property
+    def ripe(self) -> bool:
+        """Whether enough has gathered, or the first has waited long enough."""
+        if not self._waiting:
+            return False
+        waited_s = time.monotonic() - self._since
+        return self._rows >= self._settings.complete_rows or waited_s >= self._settings.complete_wait_s
+
+    def unwritten(self) -> Int64s:
+        """Enrolments whose ends have not committed yet."""
+        parts = [ends.enrolment for ends in (*self._waiting, self._committing) if ends is not None]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    async def flush(self, now_us: int, epoch: int) -> int:
+        """Write everything gathered so far; returns the number of ends.
+
+        A commit whose answer was lost is repeated: the statements find what is there already.
+        """
+        async with self._lock:
+            written = 0
+            while self._waiting:
+                batch = self._next_batch()
+                await self._write(batch, now_us, epoch)
+                self._committing = None
+                self._on_written(batch)
+                written += len(batch)
+            return written
+
+    def _next_batch(self) -> Ends:
+        """Whole chunks up to ``complete_rows``, at least one."""
+        taken = rows = 0
+        for ends in self._waiting:
+            if taken and rows + len(ends) > self._settings.complete_rows:
+                break
+            taken, rows = taken + 1, rows + len(ends)
+        batch = Ends.join(self._waiting[:taken])
+        self._waiting, self._rows, self._committing = self._waiting[taken:], self._rows - rows, batch
+        return batch
+
+    async def _write(self, batch: Ends, now_us: int, epoch: int) -> None:
+        deadline_us = span_us(self._settings.deadline_s)
+        await persistently(lambda: self._store.end(batch, now_us, epoch=epoch, deadline_us=deadline_us))

@@ -1,0 +1,251 @@
+"""The coordinator: asks shards for free slots, claims what is due for them, routes it; enrols, rescues, rebalances.
+
+It keeps two moments for each device - when something is due next and when the device is free next - and asks only for
+devices where both have come. Everything in its memory can be rebuilt from PostgreSQL; two coordinators at once are
+harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from dispatcher.config import Settings
+from dispatcher.core.batches import DueSoon, Indices, Leased
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.moments import NEVER_US, span_us
+from dispatcher.core.routing import assign, shard_count
+from dispatcher.enroller import Enroller, EnrolPass
+from dispatcher.errors import FencedError, ShardUnavailableError
+from dispatcher.ports import Shards
+from dispatcher.rebalancer import BalancePass, Rebalancer
+from dispatcher.rescuer import RescuePass, Rescuer
+from dispatcher.store.coordinator_store import CoordinatorStore, Want
+
+_log = logging.getLogger(__name__)
+_PARTITION_DAYS = 3
+_PROBE_ROWS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Summary of one run."""
+
+    claimed: int
+    enrol: EnrolPass
+    rescue: RescuePass
+    balance: BalancePass
+    next_us: int
+    """The next moment something can happen, as far as the coordinator knows; ``NEVER_US`` when nothing waits."""
+    silent: tuple[int, ...]
+    """Shards that did not answer."""
+
+    @property
+    def more(self) -> bool:
+        """Whether another run at once would find work."""
+        return self.enrol.more or self.balance.changed
+
+
+class Coordinator:
+    """The coordinator's passes.
+
+    Args:
+        settings: deadlines, batch sizes.
+        store: its statements.
+        shards: the way to the shards.
+    """
+
+    def __init__(self, settings: Settings, store: CoordinatorStore, shards: Shards) -> None:
+        self._settings, self._store, self._shards = settings, store, shards
+        self._enroller = Enroller(store, settings)
+        self._rescuer = Rescuer(store, settings, shards)
+        self._rebalancer = Rebalancer(store, settings)
+        self.epoch = 0
+        self._partitioned_day = -1
+
+    async def take_over(self, now_us: int, shards: int | None = None) -> int:
+        """Raise the epoch and load what is known; devices without a shard get one.
+
+        Args:
+            shards: how many shards there are; None: as many as the devices need.
+
+        Returns the number of shards.
+        """
+        self.epoch = await self._store.seat.raise_epoch()
+        self._enroller = Enroller(self._store, self._settings)
+        self._versions = await self._store.versions()
+        await self._make_partitions(now_us)
+        self._catalogue = await self._store.catalogue(now_us)
+        fleet = await self._store.fleet()
+        self.shards = shards or shard_count(len(fleet), self._settings.devices_per_shard)
+        await self._load_fleet(fleet)
+        await self.probe()
+        return self.shards
+
+    async def probe(self) -> None:
+        """Look every device's next due moment up again: what was written from outside is seen at latest now."""
+        everything = np.arange(len(self._fleet))
+        for start in range(0, len(everything), _PROBE_ROWS):
+            await self._look_up(everything[start : start + _PROBE_ROWS])
+
+    async def run_once(self, now_us: int, horizon_us: int) -> Pass:
+        """Run every pass once; claims fill slots within ``horizon_us``.
+
+        Raises:
+            FencedError: another coordinator has taken over.
+            StoreUnavailableError: PostgreSQL did not answer; run again.
+        """
+        await self._make_partitions(now_us)
+        await self._refresh(now_us)
+        rescue = await self._rescuer.run_once(now_us)
+        balance = await self._rebalancer.run_once(now_us, self._catalogue, self._fleet)
+        enrol = await self._enroller.run_once(now_us, self.epoch, self._catalogue, self._fleet)
+        self._next_due[np.isin(self._fleet.number, enrol.number)] = now_us
+        if rescue != RescuePass() or balance.changed:
+            await self.probe()
+        claimed, silent = await self._dispatch(now_us, horizon_us)
+        return Pass(claimed, enrol, rescue, balance, self._next_us(), silent)
+
+    # Dispatch ------------------------------------------------------------------------------------------------
+
+    async def _dispatch(self, now_us: int, horizon_us: int) -> tuple[int, tuple[int, ...]]:
+        asked = (self._next_due <= now_us) & (self._next_free < now_us + horizon_us)
+        shards = np.unique(self._fleet.shard[asked]).tolist()
+        answers = await asyncio.gather(
+            *(
+                self._dispatch_shard(shard, np.flatnonzero(asked & (self._fleet.shard == shard)), now_us, horizon_us)
+                for shard in shards
+                if shard >= 0
+            ),
+            return_exceptions=True,
+        )
+        claimed, silent = 0, []
+        for shard, answer in zip([shard for shard in shards if shard >= 0], answers, strict=True):
+            if isinstance(answer, ShardUnavailableError):
+                _log.warning("shard %d is left out of this pass: %s", shard, answer)
+                silent.append(shard)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                claimed += answer
+        return claimed, tuple(silent)
+
+    async def _dispatch_shard(self, shard: int, rows: Indices, now_us: int, horizon_us: int) -> int:
+        """Offer, claim, route for one shard; returns how many were claimed."""
+        offer = await self._shards.offer(shard, now_us, horizon_us, self._fleet.number[rows])
+        self._note_due(offer.due)
+        rows = self._fleet.rows(offer.number)
+        self._next_free[rows] = offer.free_us
+        with_slots = np.flatnonzero(offer.slots)
+        if not len(with_slots):
+            return 0
+        asked = rows[with_slots]
+        want = Want(
+            shard=shard,
+            epoch=offer.epoch,
+            device_id=[self._fleet.device_id[row] for row in asked.tolist()],
+            number=offer.number[with_slots],
+            slots=offer.slots[with_slots],
+            slot_us=offer.slot_us,
+        )
+        leased = await self._store.claim(
+            want,
+            now_us,
+            epoch=self.epoch,
+            deadline_us=span_us(self._settings.deadline_s),
+            lead_fields=self._reads_lead_fields,
+        )
+        due = await self._shards.deliver(shard, offer.offer, leased)
+        await self._note_claim(asked, want, leased)
+        self._note_due(due)
+        return 0 if leased is None else len(leased)
+
+    async def _note_claim(self, rows: Indices, want: Want, leased: Leased | None) -> None:
+        """After a claim: where slots stayed empty nothing more is due now; where all filled, more may be."""
+        filled = np.zeros(len(rows), np.int64)
+        if leased is not None:
+            np.add.at(filled, np.searchsorted(want.number, leased.device), 1)
+        first = np.cumsum(want.slots) - want.slots
+        last = np.maximum(filled - 1, 0)
+        gap_us = span_us(1) * self._fleet.min_gap_s[rows]
+        self._next_free[rows] = np.where(filled > 0, want.slot_us[first + last] + gap_us, want.slot_us[first]).astype(
+            np.int64
+        )
+        emptied = rows[filled < want.slots]
+        if len(emptied):
+            await self._look_up(emptied)
+
+    def _note_due(self, due: DueSoon) -> None:
+        known = np.isin(due.number, self._fleet.number)
+        rows = self._fleet.rows(due.number[known])
+        self._next_due[rows] = np.minimum(self._next_due[rows], due.due_us[known])
+
+    async def _look_up(self, rows: Indices) -> None:
+        self._next_due[rows] = await self._store.next_due([self._fleet.device_id[row] for row in rows.tolist()])
+
+    def _next_us(self) -> int:
+        able = (self._fleet.shard >= 0) & self._fleet.available
+        return int(np.maximum(self._next_due, self._next_free)[able].min(initial=NEVER_US))
+
+    # Registry ------------------------------------------------------------------------------------------------
+
+    async def _refresh(self, now_us: int) -> None:
+        versions = await self._store.versions()
+        if versions == self._versions:
+            return
+        if versions.sequences != self._versions.sequences:
+            self._catalogue = await self._store.catalogue(now_us)
+        if versions.devices != self._versions.devices:
+            await self._load_fleet(await self._store.fleet())
+        self._versions = await self._store.versions()
+        await self.probe()
+
+    async def _load_fleet(self, fleet: Fleet) -> None:
+        shard = assign(fleet.shard, self.shards)
+        moved = np.flatnonzero(shard != fleet.shard)
+        if len(moved):
+            await self._store.assign_shards(fleet.number[moved], shard[moved])
+        self._fleet = fleet.replace(shard=shard)
+        self._next_due = np.zeros(len(fleet), np.int64)
+        self._next_free = np.zeros(len(fleet), np.int64)
+
+    @property
+    def _reads_lead_fields(self) -> bool:
+        return any("{" in step.message_text for step in self._catalogue.step.values())
+
+    async def _make_partitions(self, now_us: int) -> None:
+        day = now_us // span_us(86_400)
+        if day != self._partitioned_day:
+            await self._store.make_partitions(now_us, _PARTITION_DAYS)
+            self._partitioned_day = day
+
+    # Leadership ----------------------------------------------------------------------------------------------
+
+    async def beat(self) -> int:
+        """Renew the leadership; returns the database's clock.
+
+        Raises:
+            FencedError: another coordinator leads.
+        """
+        if not await self._store.seat.lead(self._settings.leader_s):
+            raise FencedError("coordinator", self.epoch)
+        beat = await self._store.seat.beat(self._settings.leader_s)
+        if beat.epoch != self.epoch:
+            raise FencedError("coordinator", self.epoch)
+        return beat.wall_us
+
+    async def lead(self) -> bool:
+        """Try to become the leader; False while another installation leads."""
+        return await self._store.seat.lead(self._settings.leader_s)
+
+    async def leader(self) -> str | None:
+        """Who leads."""
+        return await self._store.seat.leader()
+
+    async def leave(self) -> None:
+        """Give leadership up and close the connections."""
+        await self._store.seat.leave()
+        await self._store.close()

@@ -1,0 +1,63 @@
+"""The devices as columns, in the order of their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatcher.core.batches import Columns, Indices, Int32s
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Where a device's messages are handed over."""
+
+    number: int
+    device_id: str
+    url: str | None
+    token: str | None
+    idempotent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet(Columns):
+    """Devices, one entry each, ascending by number."""
+
+    number: Int32s
+    shard: Int32s
+    """-1 where none is assigned yet."""
+    quota_per_hour: Int32s
+    quota_per_day: Int32s
+    in_flight_max: Int32s
+    min_gap_s: NDArray[np.float64]
+    available: NDArray[np.bool_]
+    """False for draining, quarantined and offline devices."""
+    idempotent: NDArray[np.bool_]
+    """Whether the gateway honours idempotency keys."""
+    device_id: list[UUID]
+    name: list[str]
+    gateway_url: list[str | None]
+    gateway_token: list[str | None]
+
+    def of_shard(self, shard: int) -> Fleet:
+        """The devices that ``shard`` owns."""
+        return self.take(np.flatnonzero(self.shard == shard))
+
+    def rows(self, numbers: Int32s) -> Indices:
+        """The row of each device number, all of which must be in the fleet."""
+        return np.searchsorted(self.number, numbers)
+
+    def gateways(self) -> dict[int, Gateway]:
+        """Every device's gateway, by device number."""
+        columns = zip(
+            self.number.tolist(),
+            self.device_id,
+            self.gateway_url,
+            self.gateway_token,
+            self.idempotent.tolist(),
+            strict=True,
+        )
+        return {number: Gateway(number, str(id_), url, token, idem) for number, id_, url, token, idem in columns}

@@ -1,0 +1,234 @@
+"""Sequences as graphs of steps: what is broken about one, and the catalogue of all that the passes read.
+
+A step names the step after it by trigger, inside its own sequence; the delay of a step is the wait after it.
+Sequences that are broken or switched off stay in the catalogue: enrolments may still stand at their steps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatcher.core.batches import Indices
+from dispatcher.core.messages import TemplateError, compiled
+from dispatcher.core.triggers import BLANKS
+from dispatcher.errors import GraphError
+
+MIN_DELAY_H: Final = 1
+TRIGGER_CHARACTERS: Final = 255
+"""Width of ``sequence_steps.trigger``."""
+
+_NAMES_SHOWN: Final = 20
+
+Reentry = Literal["after_exit", "never", "after_interval"]
+SenderPolicy = Literal["prefer", "strict", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One message of a sequence; the next step is due ``delay_h`` hours after this one was accepted."""
+
+    trigger: str
+    message_text: str
+    next_trigger: str | None = None
+    delay_h: int = 24
+    day_number: int | None = None
+    is_entry: bool = False
+    media_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A sequence with its steps, in the order a person wrote them; ``id`` is None until it is stored."""
+
+    id: int | None
+    name: str
+    is_active: bool
+    steps: tuple[Step, ...]
+    reentry: Reentry = "after_exit"
+    reentry_interval_h: float | None = None
+    sender_policy: SenderPolicy = "prefer"
+    requires_opt_in: bool = False
+    trigger_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    trigger: str | None
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return self.problem if self.trigger is None else f"step {_short(self.trigger)}: {self.problem}"
+
+
+def problems(sequence: Sequence) -> list[str]:
+    """All that keeps ``sequence`` from being followed, a line each with the step named; empty when sound."""
+    return [str(finding) for finding in _findings(sequence)]
+
+
+def check(sequence: Sequence) -> None:
+    """Refuse a sequence that cannot be followed.
+
+    Raises:
+        GraphError: the first of its problems; the subject names the sequence and the step.
+    """
+    for finding in _findings(sequence):
+        subject = f"sequence {_short(sequence.name)}"
+        if finding.trigger is not None:
+            subject += f", step {_short(finding.trigger)}"
+        raise GraphError(subject, finding.problem, finding.advice)
+
+
+def _findings(sequence: Sequence) -> Iterator[_Finding]:
+    if not sequence.steps:
+        yield _Finding(None, "it has no steps", "add at least one entry step")
+        return
+    for trigger, times in Counter(step.trigger for step in sequence.steps).items():
+        if times > 1:
+            yield _Finding(trigger, f"{times} steps have this trigger", "give every step a trigger of its own")
+    for step in sequence.steps:
+        yield from _step_findings(step)
+    following = _following(sequence)
+    for step in sequence.steps:
+        if step.next_trigger is not None and step.next_trigger not in following:
+            problem = f"its next trigger {_short(step.next_trigger)} is no step of this sequence"
+            yield _Finding(step.trigger, problem, "add that step, or leave the next trigger out to end here")
+    for cycle in _cycles(following):
+        route = " -> ".join(_short(trigger) for trigger in cycle[:_NAMES_SHOWN])
+        more = f" -> {len(cycle) - _NAMES_SHOWN} more" if len(cycle) > _NAMES_SHOWN else ""
+        problem = f"its steps go round in a circle: {route}{more} -> {_short(cycle[0])}"
+        yield _Finding(cycle[0], problem, "let the last step have no next trigger")
+    entries = [step.trigger for step in sequence.steps if step.is_entry]
+    if not entries:
+        yield _Finding(None, "it has no entry step", "mark the step that leads start at as the entry")
+        return
+
+
+def _step_findings(step: Step) -> Iterator[_Finding]:
+    trigger = step.trigger
+    if not trigger.strip(BLANKS):
+        yield _Finding(trigger, "its trigger is empty", "name it, for example fitness_start")
+    elif trigger != trigger.strip(BLANKS):
+        yield _Finding(trigger, "its trigger has white space around it", f"write {_short(trigger.strip(BLANKS))}")
+    if "," in trigger:
+        yield _Finding(trigger, "its trigger contains a comma", "commas separate the triggers of a lead")
+    if len(trigger) > TRIGGER_CHARACTERS:
+        yield _Finding(trigger, f"its trigger has {len(trigger)} characters", f"at most {TRIGGER_CHARACTERS} fit")
+    if not step.message_text.strip():
+        yield _Finding(trigger, "its message text is empty", "write what it shall say")
+    else:
+        try:
+            compiled(step.message_text)
+        except TemplateError as error:
+            yield _Finding(trigger, str(error), "")
+    if step.delay_h < MIN_DELAY_H:
+        yield _Finding(trigger, f"its delay is {step.delay_h} hours", f"at least {MIN_DELAY_H} hour is needed")
+
+
+def _following(sequence: Sequence) -> dict[str, str | None]:
+    """Next trigger by trigger, in the order of the steps; of steps that share a trigger the first counts."""
+    following: dict[str, str | None] = {}
+    for step in sequence.steps:
+        following.setdefault(step.trigger, step.next_trigger)
+    return following
+
+
+def _cycles(following: dict[str, str | None]) -> Iterator[list[str]]:
+    """Each circle once, from the step of it that a walk in step order meets first."""
+    walk_of: dict[str, int] = {}
+    for walk, start in enumerate(following):
+        trail: list[str] = []
+        at: str | None = start
+        while at is not None and at in following and at not in walk_of:
+            walk_of[at] = walk
+            trail.append(at)
+            at = following[at]
+        if at is not None and walk_of.get(at) == walk:
+            yield trail[trail.index(at) :]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All stored sequences, broken and inactive ones included, laid out for looking up whole batches.
+
+    A step has an index into ``triggers``. The numpy columns have one more entry than there are steps: index
+    -1, the index of a trigger nobody knows, finds it, and it leads nowhere.
+    """
+
+    sequences: dict[int, Sequence]
+    """By id."""
+    problems: dict[int, list[str]]
+    """What is broken, by sequence id; sound sequences are absent."""
+    usable: frozenset[int]
+    """Ids of the sequences that are active and sound: leads may be enrolled into these."""
+    entries: dict[str, int]
+    """Open entries: sequence id by trigger, of every entry step of a usable sequence."""
+    step: dict[str, Step]
+    sequence_of: dict[str, Sequence]
+    triggers: list[str]
+    index: dict[str, int]
+    next_trigger: NDArray[np.object_] = field(compare=False)
+    """The next trigger as it was written, also one that no step has; None where the sequence ends."""
+    next_index: Indices = field(compare=False)
+    """Index of the next step; -1 where the sequence ends or the next trigger is unknown."""
+    delay_h: NDArray[np.float64] = field(compare=False)
+    """Hours between a step's acceptance and the next one's due time."""
+
+    @classmethod
+    def of(cls, sequences: Iterable[Sequence]) -> Self:
+        """The catalogue of stored ``sequences``.
+
+        Raises:
+            GraphError: two steps have one trigger.
+            ValueError: a sequence has no id.
+        """
+        by_id: dict[int, Sequence] = {}
+        step: dict[str, Step] = {}
+        sequence_of: dict[str, Sequence] = {}
+        for sequence in sequences:
+            if sequence.id is None:
+                raise ValueError(f"sequence {sequence.name!r} is not stored yet: it has no id")
+            by_id[sequence.id] = sequence
+            for each in sequence.steps:
+                if each.trigger in step:
+                    subject = f"sequence {_short(sequence.name)}, step {_short(each.trigger)}"
+                    problem = f"sequence {_short(sequence_of[each.trigger].name)} has a step with this trigger"
+                    raise GraphError(subject, problem, "give every step a trigger of its own")
+                step[each.trigger], sequence_of[each.trigger] = each, sequence
+        broken = {id_: found for id_, sequence in by_id.items() if (found := problems(sequence))}
+        usable = frozenset(id_ for id_, sequence in by_id.items() if sequence.is_active and id_ not in broken)
+        triggers = list(step)
+        index = {trigger: number for number, trigger in enumerate(triggers)}
+        following = [each.next_trigger for each in step.values()] + [None]
+        return cls(
+            sequences=by_id,
+            problems=broken,
+            usable=usable,
+            entries={each.trigger: id_ for id_ in by_id if id_ in usable for each in by_id[id_].steps if each.is_entry},
+            step=step,
+            sequence_of=sequence_of,
+            triggers=triggers,
+            index=index,
+            next_trigger=np.array(following, dtype=object),
+            next_index=np.array([-1 if to is None else index.get(to, -1) for to in following], dtype=np.intp),
+            delay_h=np.array([float(each.delay_h) for each in step.values()] + [0.0]),
+        )
+
+    def indices(self, triggers: list[str]) -> Indices:
+        """The index of each trigger; -1 for those that no step has."""
+        known = self.index
+        return np.fromiter((known.get(trigger, -1) for trigger in triggers), np.intp, len(triggers))
+
+    def advance(self, step_index: Indices) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+        """Where a contact goes once its step is accepted: next trigger (None at the end), delay in hours."""
+        return self.next_trigger[step_index], self.delay_h[step_index]

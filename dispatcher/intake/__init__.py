@@ -1,0 +1,12 @@
+"""What people hand in: lead files, sequence files, device lists.
+
+csv_file        delimited files of any size, encoding and shape, as records with their lines
+phones          a phone number as it is written -> the digits the engine stores
+lead_file       which column means what; one record -> one lead; how two leads of one phone merge
+leads           a whole file into the table, chunk by chunk
+rejects_file    what could not be taken, with the reason
+sequence_file   YAML -> checked sequences
+sequences       sequences into the tables, and what changed
+unmatched       triggers on leads that enrol nobody, and why
+devices         devices from the command line or a file
+"""

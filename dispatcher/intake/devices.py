@@ -1,0 +1,175 @@
+"""Devices as a person names them, on the command line or in a file, and into the table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
+
+import asyncpg
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from dispatcher.errors import InputError
+from dispatcher.intake.csv_file import CsvFile
+from dispatcher.store.statements import statements
+
+Health = Literal["available", "draining", "quarantined", "offline"]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+_PHONE_DIGITS: Final = range(3, 16)
+_PUNCTUATION: Final = str.maketrans("", "", "+()-. \t")
+
+
+class Device(BaseModel):
+    """What is given of one device, by the names of its columns. None: as it is, or a new one's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    phone: str | None = None
+    gateway_url: Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")] | None = None
+    gateway_token: str | None = None
+    gateway_idempotent: bool | None = None
+    quota_per_hour: Count | None = None
+    quota_per_day: Count | None = None
+    in_flight_max: Count | None = None
+    min_gap_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    health: Health | None = None
+    health_cause: str | None = None
+
+    @field_validator("phone")
+    @classmethod
+    def _digits(cls, phone: str | None) -> str | None:
+        # Its shape only: gateways on the loopback have numbers that nobody can dial.
+        if phone is None:
+            return None
+        digits = phone.translate(_PUNCTUATION)
+        if not (digits.isascii() and digits.isdigit() and len(digits) in _PHONE_DIGITS):
+            raise ValueError(f"{phone!r} is no phone number")
+        return digits
+
+
+_KNOWN: Final = f"known are {', '.join(Device.model_fields)}"
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of the rows of a device file."""
+
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+    """Line and problem."""
+
+    @property
+    def rows(self) -> int:
+        """Rows seen."""
+        return self.created + self.updated + self.unchanged + len(self.rejected)
+
+
+def device(subject: str, values: dict[str, Any]) -> Device:
+    """The device that ``values`` describe.
+
+    Raises:
+        InputError: a value is out of range; ``subject`` says where it stands.
+    """
+    try:
+        return Device(**values)
+    except ValidationError as error:
+        raise InputError(subject, _first(error)) from None
+
+
+async def write_device(connection: asyncpg.Connection, given: Device) -> bool | None:
+    """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed."""
+    created: bool | None = await connection.fetchval(
+        statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)
+    )
+    return created
+
+
+async def add_device(connection: asyncpg.Connection, given: Device) -> None:
+    """Add a new device.
+
+    Raises:
+        InputError: there is one of this name.
+    """
+    async with connection.transaction():
+        if not await write_device(connection, given):
+            raise InputError(f"device {given.name!r}", "there is one already", "to change it: dripline devices set")
+
+
+async def change_device(connection: asyncpg.Connection, given: Device) -> bool:
+    """Change the device of this name; whether that changed anything.
+
+    Raises:
+        InputError: there is none of this name, or a cause is given without a health.
+    """
+    subject = f"device {given.name!r}"
+    if given.health_cause is not None and given.health is None:
+        raise InputError(subject, "a cause says why the health is what it is", "give the health with it")
+    async with connection.transaction():
+        created = await write_device(connection, given)
+        if created:
+            raise InputError(subject, "there is none", "see: dripline devices list")
+        return created is False
+
+
+async def list_devices(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+    """Every device with its settings and what it has sent; tokens are left out."""
+    return [dict(row) for row in await connection.fetch(statements("intake")["device_list"])]
+
+
+async def import_devices(connection: asyncpg.Connection, file: CsvFile) -> Written:
+    """Write every device of ``file``, found by its name; empty cells keep what is there. One transaction.
+
+    Raises:
+        InputError: a column is not one of a device, or there is no ``name``.
+    """
+    columns = [_column(file, name) for name in file.columns]
+    if "name" not in columns:
+        raise InputError(str(file.path), "it has no column 'name'", _KNOWN)
+    written = Written()
+    async with connection.transaction():
+        for given in _devices(file, columns, written):
+            match await write_device(connection, given):
+                case None:
+                    written.unchanged += 1
+                case True:
+                    written.created += 1
+                case False:
+                    written.updated += 1
+    return written
+
+
+def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[Device]:
+    seen: set[str] = set()
+    for record in file.records():
+        values = {name: cell for name, cell in zip(columns, record.cells, strict=False) if cell.strip()}
+        try:
+            if record.reason is not None:
+                raise InputError("row", record.reason)
+            given = device("row", values)
+            if given.name in seen:
+                raise InputError("row", f"name: {given.name!r} stands twice")
+        except InputError as error:
+            written.rejected.append((record.line, error.problem))
+            continue
+        seen.add(given.name)
+        yield given
+
+
+def _column(file: CsvFile, name: str) -> str:
+    known = name.casefold()
+    if known not in Device.model_fields:
+        near = difflib.get_close_matches(known, Device.model_fields, 1)
+        advice = f"did you mean {near[0]!r}?" if near else _KNOWN
+        raise InputError(str(file.path), f"unknown column {name!r}", advice)
+    return known
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{first['loc'][0]}: {problem[:1].lower()}{problem[1:]}"

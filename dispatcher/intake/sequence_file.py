@@ -1,0 +1,217 @@
+"""Sequence files: YAML that says which steps a sequence has, read as ``core.graph.Sequence``.
+
+    sequences:
+      - name: 30 Day Fitness
+        trigger_prefix: fitness_
+        steps:
+          - {trigger: fitness_start, day: 1, text: Welcome to fitness!}
+          - {trigger: fitness_day2, day: 2, text: Day 2 workout}
+
+Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
+sequence there); without ``entry`` anywhere, the first step is the entry. Everything is checked before it is
+used, and an error names the file, the sequence and the step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from dispatcher.core.graph import SenderPolicy, Sequence, Step, check
+from dispatcher.errors import GraphError, InputError
+
+_INTERVAL: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([hd])")
+_UNIT_H: Final = {"h": 1, "d": 24}
+
+_NO_NUL: Final = r"^[^\x00]*$"  # PostgreSQL stores it in no text
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=255, strip_whitespace=True, pattern=_NO_NUL)]
+Trigger = Annotated[str, StringConstraints(pattern=_NO_NUL)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StepEntry(_Model):
+    """One step as it is written; ``delay_hours`` is the wait after it."""
+
+    trigger: Trigger
+    text: str
+    day: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    next: Trigger | None = None
+    delay_hours: Annotated[int, Field(le=2**31 - 1)] = 24
+    entry: bool | None = None
+    media_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\x00]+$")] | None = None
+
+
+class After(_Model):
+    """Re-entry once this much time has passed: ``720h`` or ``30d``."""
+
+    after: Annotated[str, StringConstraints(pattern=rf"^{_INTERVAL.pattern}$")]
+
+    @property
+    def hours(self) -> float:
+        """The interval in hours."""
+        match = _INTERVAL.fullmatch(self.after)
+        assert match is not None, "the pattern was checked"
+        return float(match[1]) * _UNIT_H[match[2]]
+
+
+class SequenceEntry(_Model):
+    """One sequence as it is written."""
+
+    name: Name
+    trigger_prefix: Name | None = None
+    active: bool = True
+    reentry: Literal["after_exit", "never"] | After = "after_exit"
+    sender_policy: SenderPolicy = "prefer"
+    requires_opt_in: bool = False
+    steps: list[StepEntry]
+
+    def sequence(self) -> Sequence:
+        """The sequence that is meant."""
+        entry_is_marked = any(step.entry is not None for step in self.steps)
+        following = [*(step.trigger for step in self.steps[1:]), None]
+        return Sequence(
+            id=None,
+            name=self.name,
+            is_active=self.active,
+            steps=tuple(
+                Step(
+                    trigger=step.trigger,
+                    message_text=step.text,
+                    next_trigger=step.next if "next" in step.model_fields_set else following[position],
+                    delay_h=step.delay_hours,
+                    day_number=step.day,
+                    is_entry=bool(step.entry) if entry_is_marked else position == 0,
+                    media_url=step.media_url,
+                )
+                for position, step in enumerate(self.steps)
+            ),
+            reentry="after_interval" if isinstance(self.reentry, After) else self.reentry,
+            reentry_interval_h=self.reentry.hours if isinstance(self.reentry, After) else None,
+            sender_policy=self.sender_policy,
+            requires_opt_in=self.requires_opt_in,
+            trigger_prefix=self.trigger_prefix,
+        )
+
+
+class SequenceFile(_Model):
+    """A whole file."""
+
+    sequences: Annotated[list[SequenceEntry], Field(min_length=1)]
+
+
+def load(path: Path) -> list[Sequence]:
+    """The sequences in the file, each sound and with message texts that compile.
+
+    Raises:
+        InputError: the file cannot be read or says something unknown; the subject names sequence and step.
+        GraphError: the steps of a sequence cannot be followed, likewise.
+    """
+    content = _read(path)
+    try:
+        entries = SequenceFile.model_validate(content).sequences
+    except ValidationError as error:
+        raise _telling(path, content, error) from None
+    sequences = [entry.sequence() for entry in entries]
+    try:
+        verify(sequences)
+    except InputError as error:
+        kind = GraphError if isinstance(error, GraphError) else InputError
+        raise kind(f"{path}, {error.subject}", error.problem, error.advice) from None
+    return sequences
+
+
+def verify(sequences: Iterable[Sequence]) -> None:
+    """Refuse steps that cannot be followed or rendered, names and triggers that stand twice.
+
+    Raises:
+        InputError: the subject names the sequence and the step.
+        GraphError: likewise, when the steps are to blame.
+    """
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for sequence in sequences:
+        check(sequence)
+        if sequence.name in names:
+            raise InputError(f"sequence {sequence.name!r}", "this name stands twice", "rename one of them")
+        names.add(sequence.name)
+        for step in sequence.steps:
+            if owner := owners.get(step.trigger):
+                subject = f"sequence {sequence.name!r}, step {step.trigger!r}"
+                raise GraphError(subject, f"sequence {owner!r} has a step with this trigger", ONE_TRIGGER)
+            owners[step.trigger] = sequence.name
+
+
+ONE_TRIGGER: Final = "a trigger belongs to one step; rename one of them"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(str(path), "it is not UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise InputError(f"{path}{line}", error.problem or "not YAML") from None
+    except yaml.YAMLError as error:
+        raise InputError(str(path), f"not YAML: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, where YAML keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_MODELS: Final[dict[str, type[BaseModel]]] = {"sequences": SequenceEntry, "steps": StepEntry}
+_REENTRY: Final = "it is after_exit, never or an interval such as {after: 720h}"
+
+
+def _telling(path: Path, content: Any, error: ValidationError) -> InputError:
+    """One finding of pydantic as a line that names file, sequence, step and field; a mistyped key first."""
+    first = min(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
+    subject, at = [str(path)], content
+    fields: list[str] = []
+    known: type[BaseModel] = SequenceFile
+    for part in first["loc"]:
+        if isinstance(part, int):
+            at = at[part]
+            where = fields.pop()
+            label = at.get("name" if where == "sequences" else "trigger") if isinstance(at, dict) else None
+            subject.append(f"{where[:-1]} {part + 1 if label is None else repr(label)}")
+        else:
+            known = _MODELS.get(part, known)
+            fields.append(part)
+            at = at.get(part) if isinstance(at, dict) else None
+    if "reentry" in fields:
+        return InputError(", ".join(subject), "reentry cannot be understood", _REENTRY)
+    name = fields[-1] if fields else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known.model_fields, 1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known.model_fields)}"
+        return InputError(", ".join(subject), f"unknown key {name!r}", advice)
+    if first["type"] == "model_type":
+        return InputError(", ".join(subject), "a mapping of keys to values belongs here")
+    problem = first["msg"][:1].lower() + first["msg"][1:]
+    return InputError(", ".join(subject), f"{name}: {problem}" if name else problem)

@@ -1,0 +1,230 @@
+"""Sequences into the tables: what a file says against what is there, in one transaction or not at all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field, fields
+
+import asyncpg
+
+from dispatcher.core.graph import Sequence, Step
+from dispatcher.errors import GraphError, InputError, RefusedError
+from dispatcher.intake.sequence_file import ONE_TRIGGER, verify
+from dispatcher.store.statements import statements
+
+
+@dataclass(slots=True)
+class Changes:
+    """What an apply did, or in a dry run would do: sequences and steps, a line each."""
+
+    created: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Sequences and steps looked at."""
+        return len(self.created) + len(self.updated) + len(self.removed) + len(self.unchanged)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One sequence: what it shall be and what it is."""
+
+    wanted: Sequence
+    stored: Sequence | None
+
+    @property
+    def there(self) -> dict[str, Step]:
+        """Its stored steps by trigger."""
+        return {} if self.stored is None else {step.trigger: step for step in self.stored.steps}
+
+    @property
+    def removed(self) -> list[str]:
+        """Triggers of stored steps that it shall not have."""
+        return sorted(self.there.keys() - {step.trigger for step in self.wanted.steps})
+
+    @property
+    def own(self) -> dict[str, tuple[object, object]]:
+        """What differs beside the steps: field name, was, shall be."""
+        return _differences(self.stored, self.wanted, ("id", "steps"))
+
+
+async def read_sequences(connection: asyncpg.Connection) -> list[Sequence]:
+    """All stored sequences with their steps."""
+    sql = statements("catalogue")
+    steps: dict[int, list[Step]] = {}
+    for row in await connection.fetch(sql["steps"]):
+        steps.setdefault(row["sequence_id"], []).append(
+            Step(
+                trigger=row["trigger"],
+                message_text=row["message_text"],
+                next_trigger=row["next_trigger"],
+                delay_h=row["trigger_delay_hours"],
+                day_number=row["day_number"],
+                is_entry=row["is_entry_point"],
+                media_url=row["media_url"],
+            )
+        )
+    return [
+        Sequence(**dict(row), steps=tuple(steps.get(row["id"], ()))) for row in await connection.fetch(sql["sequences"])
+    ]
+
+
+async def apply(connection: asyncpg.Connection, sequences: Items[Sequence], dry_run: bool = False) -> Changes:
+    """Make the stored sequences of these names say what ``sequences`` say; others stay as they are.
+
+    A sequence is found by its name, a step by its trigger. Steps that ``sequences`` no longer have are
+    deleted, unless a live enrolment stands at one. Applying the same twice changes nothing.
+
+    Raises:
+        InputError: see ``sequence_file.verify``; or a name or trigger is taken. Nothing is written.
+        RefusedError: a step is gone at which enrolments stand. Nothing is written.
+    """
+    verify(sequences)
+    sql = statements("intake")
+    async with connection.transaction():
+        await connection.execute(sql["lock_sequences"])
+        stored = await read_sequences(connection)
+        works = [_work(sequence, stored) for sequence in sequences]
+        _check_triggers(works, stored)
+        for work in works:
+            await _check_removed(connection, work)
+        if not dry_run:
+            # Removals first: a trigger may move from one sequence to another.
+            for work in works:
+                if work.removed:
+                    await connection.execute(sql["delete_steps"], work.removed)
+            for work in works:
+                await _write(connection, work)
+    return _changes(works)
+
+
+def _work(wanted: Sequence, stored: Items[Sequence]) -> _Work:
+    found = [sequence for sequence in stored if sequence.name == wanted.name]
+    if len(found) > 1:
+        ids = " and ".join(str(sequence.id) for sequence in found)
+        problem = f"{len(found)} sequences have this name in the database (ids {ids})"
+        raise InputError(f"sequence {wanted.name!r}", problem, "rename all but one with UPDATE sequences SET name")
+    return _Work(wanted, found[0] if found else None)
+
+
+def _check_triggers(works: list[_Work], stored: Items[Sequence]) -> None:
+    """Refuse triggers of steps of other sequences that stay."""
+    freed = {trigger for work in works for trigger in work.removed}
+    owner = {step.trigger: sequence for sequence in stored for step in sequence.steps}
+    for work in works:
+        for step in work.wanted.steps:
+            other = owner.get(step.trigger)
+            if other is not None and other is not work.stored and step.trigger not in freed:
+                subject = f"sequence {work.wanted.name!r}, step {step.trigger!r}"
+                raise GraphError(subject, f"sequence {other.name!r} has a step with this trigger", ONE_TRIGGER)
+
+
+async def _check_removed(connection: asyncpg.Connection, work: _Work) -> None:
+    if work.stored is None or not work.removed:
+        return
+    for row in await connection.fetch(statements("intake")["standing_at"], work.stored.id, work.removed):
+        raise RefusedError(
+            f"sequence {work.wanted.name!r}, step {row['current_trigger']!r}",
+            f"it is gone from the file, but {row['live']} live enrolments stand at it",
+            "keep the step until they have moved on",
+        )
+
+
+async def _write(connection: asyncpg.Connection, work: _Work) -> None:
+    sql, wanted, stored = statements("intake"), work.wanted, work.stored
+    row = (
+        wanted.name,
+        wanted.trigger_prefix,
+        wanted.is_active,
+        wanted.reentry,
+        wanted.reentry_interval_h,
+        wanted.sender_policy,
+        wanted.requires_opt_in,
+    )
+    if stored is None:
+        id_ = await connection.fetchval(sql["insert_sequence"], *row)
+    else:
+        id_ = stored.id
+        if work.own:
+            await connection.execute(sql["update_sequence"], id_, *row)
+    steps = [step for step in wanted.steps if work.there.get(step.trigger) != step]
+    if steps:
+        await connection.execute(
+            sql["write_steps"],
+            id_,
+            [step.trigger for step in steps],
+            [step.message_text for step in steps],
+            [step.next_trigger for step in steps],
+            [step.delay_h for step in steps],
+            [step.day_number for step in steps],
+            [step.is_entry for step in steps],
+            [step.media_url for step in steps],
+        )
+
+
+def _changes(works: list[_Work]) -> Changes:
+    changes = Changes()
+    for work in works:
+        _note(changes, f"sequence {work.wanted.name!r}", work.stored, work.own)
+        for step in work.wanted.steps:
+            was = work.there.get(step.trigger)
+            _note(changes, f"step {step.trigger!r} of {work.wanted.name!r}", was, _differences(was, step))
+        changes.removed += [f"step {trigger!r} of {work.wanted.name!r}" for trigger in work.removed]
+    return changes
+
+
+def _note(
+    changes: Changes, what: str, was: Sequence | Step | None, differences: dict[str, tuple[object, object]]
+) -> None:
+    if was is None:
+        changes.created.append(what)
+    elif differences:
+        details = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
+        changes.updated.append(f"{what} ({details})")
+    else:
+        changes.unchanged.append(what)
+
+
+def _differences(
+    was: Sequence | Step | None, shall_be: Sequence | Step, ignored: tuple[str, ...] = ()
+) -> dict[str, tuple[object, object]]:
+    if was is None:
+        return {}
+    pairs = {
+        each.name: (getattr(was, each.name), getattr(shall_be, each.name))
+        for each in fields(shall_be)
+        if each.name not in ignored
+    }
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
+
+
+async def count_enrolments(connection: asyncpg.Connection) -> dict[int, tuple[int, int]]:
+    """Live and completed enrolments by sequence id."""
+    rows = await connection.fetch(statements("intake")["sequence_counts"])
+    return {row["sequence_id"]: (row["live"], row["completed"]) for row in rows}
+
+
+async def switch(connection: asyncpg.Connection, name_or_id: str, active: bool) -> tuple[str, bool]:
+    """Switch a sequence on or off: its name, and whether that was a change.
+
+    Raises:
+        InputError: no sequence, or several, are called so.
+    """
+    stored = await read_sequences(connection)
+    found = [sequence for sequence in stored if sequence.name == name_or_id]
+    found = found or [sequence for sequence in stored if str(sequence.id) == name_or_id]
+    subject = f"sequence {name_or_id!r}"
+    if not found:
+        near = difflib.get_close_matches(name_or_id, [sequence.name for sequence in stored], 1)
+        raise InputError(
+            subject, "there is none", f"did you mean {near[0]!r}?" if near else "see: dripline sequences list"
+        )
+    if len(found) > 1:
+        ids = ", ".join(str(sequence.id) for sequence in found)
+        raise InputError(subject, f"{len(found)} sequences have this name", f"name it by its id: {ids}")
+    status = await connection.execute(statements("intake")["switch_sequence"], found[0].id, active)
+    return found[0].name, status == "UPDATE 1"

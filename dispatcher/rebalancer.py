@@ -1,0 +1,73 @@
+"""Waiting enrolments whose device cannot send get another one; what may not be sent leaves the claim's way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dispatcher.config import Settings
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.graph import Catalogue
+from dispatcher.core.routing import plan_homes
+from dispatcher.store.coordinator_store import CoordinatorStore
+
+
+@dataclass(frozen=True, slots=True)
+class BalancePass:
+    """Summary of one pass."""
+
+    moved: int = 0
+    held: int = 0
+    unheld: int = 0
+    finished: int = 0
+    """Completions that had waited for a locked lead."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether due moments may have changed."""
+        return bool(self.moved or self.unheld)
+
+
+class Rebalancer:
+    """The rebalancing and holding pass.
+
+    Args:
+        store: the coordinator's statements.
+        settings: batch sizes.
+    """
+
+    def __init__(self, store: CoordinatorStore, settings: Settings) -> None:
+        self._store, self._settings = store, settings
+        self._held: set[int] = set()
+
+    async def run_once(self, now_us: int, catalogue: Catalogue, fleet: Fleet) -> BalancePass:
+        """Move, hold and unhold up to ``bulk_rows`` enrolments each."""
+        rows = self._settings.bulk_rows
+        held = unheld = 0
+        for sequence in sorted(set(catalogue.sequences) - catalogue.usable - self._held):
+            count = await self._store.hold(sequence, rows)
+            held += count
+            if count < rows:
+                # Few can still come, from attempts under way: the claim skips those inside its index.
+                self._held.add(sequence)
+        self._held -= catalogue.usable
+        for sequence in await self._store.held_sequences():
+            if sequence in catalogue.usable:
+                unheld += await self._store.unhold(sequence, rows)
+        return BalancePass(
+            moved=await self._move(fleet),
+            held=held,
+            unheld=unheld,
+            finished=await self._store.finish_waiting(rows, now_us),
+        )
+
+    async def _move(self, fleet: Fleet) -> int:
+        if not len(fleet) or not fleet.available.any():
+            return 0
+        misplaced = await self._store.misplaced(self._settings.bulk_rows)
+        if not len(misplaced):
+            return 0
+        weight = np.where(fleet.available, fleet.quota_per_day, 0).astype(np.float64)
+        homes = plan_homes(np.zeros(len(fleet), np.int64), weight, len(misplaced))
+        return await self._store.rehome(misplaced[: len(homes)], [fleet.device_id[row] for row in homes.tolist()])

@@ -1,0 +1,294 @@
+"""What the coordinator's passes ask of PostgreSQL; every method is one named statement, or one transaction of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+
+from dispatcher.core.batches import Indices, Int32s, Int64s, Leased
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.graph import Catalogue
+from dispatcher.core.moments import NEVER_US
+from dispatcher.errors import FencedError
+from dispatcher.store.columns import int32s, int64s, moments
+from dispatcher.store.registry import Versions, read_catalogue, read_fleet, read_versions
+from dispatcher.store.seats import Seat
+from dispatcher.store.session import Session
+from dispatcher.store.statements import statements
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The slots a claim may fill: for each device its first slots go to its longest overdue enrolments."""
+
+    shard: int
+    epoch: int
+    device_id: list[UUID]
+    number: Int32s
+    slots: Int32s
+    """How many slots each device has."""
+    slot_us: Int64s
+    """All slots, device after device, ascending within one."""
+
+
+class Enrolled(NamedTuple):
+    """What one batch of lead changes led to."""
+
+    taken: int
+    stopped: int
+    home: dict[UUID | None, int]
+    """New enrolments by home device."""
+
+
+class Search(NamedTuple):
+    """One stretch of the search for leads that carried a trigger before its entry opened."""
+
+    trigger: str
+    queued: int
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndedLeases:
+    """Leases without an outcome: over time, or of an incarnation that was superseded."""
+
+    enrolment: Int64s
+    token: Int64s
+    visit: Int32s
+    generation: Int32s
+    retries: Int32s
+    shard: Int32s
+    deadline_us: Int64s
+    idempotent: np.typing.NDArray[np.bool_]
+    superseded: np.typing.NDArray[np.bool_]
+
+    def take(self, rows: Indices) -> EndedLeases:
+        """The leases at ``rows``."""
+        return EndedLeases(**{name: getattr(self, name)[rows] for name in self.__slots__})
+
+
+class CoordinatorStore:
+    """The coordinator's statements.
+
+    Args:
+        pool: the coordinator's connections; claims of several shards run side by side on them.
+        holder: names this installation, for leadership.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, holder: str) -> None:
+        files = ("epochs", "catalogue", "enrol", "claim", "rescue", "complete")
+        self._session = Session(pool, {name: sql for file in files for name, sql in statements(file).items()})
+        self.seat = Seat(self._session, "coordinator", holder)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    # Registry ------------------------------------------------------------------------------------------------
+
+    async def versions(self) -> Versions:
+        """Counters that tell whether catalogue or fleet have changed."""
+        return await read_versions(self._session)
+
+    async def catalogue(self, now_us: int) -> Catalogue:
+        """All sequences; what is broken is recorded for everybody to see, and open entries are opened."""
+        catalogue = await read_catalogue(self._session)
+        problems = {id_: "; ".join(found) for id_, found in catalogue.problems.items()}
+        await self._session.changed("record_problems", list(problems), list(problems.values()))
+        await self._session.changed("record_entries", list(catalogue.entries), list(catalogue.entries.values()), now_us)
+        return catalogue
+
+    async def fleet(self) -> Fleet:
+        """All devices."""
+        return await read_fleet(self._session)
+
+    async def assign_shards(self, number: Int32s, shard: Int32s) -> None:
+        """Give devices to shards."""
+        await self._session.changed("assign_shards", number.tolist(), shard.tolist())
+
+    async def home_load(self) -> dict[UUID, int]:
+        """Live enrolments by home device."""
+        return {row["home_device_id"]: row["live"] for row in await self._session.rows("home_load")}
+
+    async def make_partitions(self, now_us: int, days_ahead: int) -> int:
+        """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made."""
+        return int(await self._session.value("make_partitions", now_us, days_ahead))
+
+    # Enrolment -----------------------------------------------------------------------------------------------
+
+    async def enrol(
+        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+    ) -> Enrolled:
+        """Turn up to ``rows`` queued lead changes into enrolments and ends, in one transaction.
+
+        Args:
+            plan: home devices for leads without one, in order; as long as ``rows`` or empty.
+
+        Raises:
+            FencedError: another coordinator has taken over; nothing was written.
+        """
+        async with self._session.transaction() as connection:
+            taken = await connection.fetchrow(statements("enrol")["take_changes"], rows, now_us)
+            assert taken is not None
+            if not taken["taken"]:
+                return Enrolled(0, 0, {})
+            found = await connection.fetch(
+                statements("enrol")["enrol"],
+                int64s(taken["leads"]).tolist(),
+                list(catalogue.entries),
+                list(catalogue.entries.values()),
+                plan,
+                now_us,
+                epoch,
+                hour_us,
+            )
+            if found[-1]["held"] != 1:
+                raise FencedError("coordinator", epoch)
+        home = {row["home_device_id"]: row["enrolled"] for row in found if row["enrolled"]}
+        return Enrolled(taken["taken"], taken["stopped"], home)
+
+    async def search_entries(self, rows: int) -> Search | None:
+        """Look for leads of a newly opened entry among the next ``rows`` leads; None when nothing is open."""
+        found = await self._session.rows("search_entries", rows)
+        return Search(*found[0]) if found else None
+
+    # Claim ---------------------------------------------------------------------------------------------------
+
+    async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:
+        """Lease what is due to the offered slots, committed before this returns.
+
+        Args:
+            deadline_us: how long after its slot a message may leave.
+            lead_fields: whether names and attributes are read.
+
+        Returns None when nothing is due, or the shard's offer was made by a superseded incarnation.
+        """
+        if not len(want.slot_us):
+            return None
+        first = np.cumsum(want.slots) - want.slots
+        token = int(await self._session.value("next_token"))
+        row = await self._session.row(
+            "claim_due",
+            want.device_id,
+            want.slots.tolist(),
+            first.tolist(),
+            want.slot_us.tolist(),
+            now_us,
+            deadline_us,
+            epoch,
+            f"shard-{want.shard}",
+            want.epoch,
+            token,
+            lead_fields,
+        )
+        if row["enrolment"] is None:
+            return None
+        enrolment = int64s(row["enrolment"])
+        device = int32s(row["ord"]) - 1
+        nothing: list[str | None] = [None] * len(enrolment)
+        return Leased(
+            token=token,
+            epoch=want.epoch,
+            enrolment=enrolment,
+            lead=int64s(row["lead"]),
+            visit=int32s(row["visit"]),
+            generation=int32s(row["generation"]),
+            attempt=int32s(row["attempt"]),
+            retries=int32s(row["retries"]),
+            device=want.number[device],
+            slot_us=want.slot_us[first[device] + int32s(row["rank"]) - 1],
+            due_us=moments(row["due"]),
+            phone=row["phone"],
+            name=row["name"] or nothing,
+            attributes=row["attributes"] or nothing,
+            step=row["step"],
+        )
+
+    async def next_due(self, device_id: list[UUID]) -> Int64s:
+        """The earliest due moment of each device; ``NEVER_US`` where nothing waits."""
+        found = await self._session.value("next_due", device_id)
+        return np.array([NEVER_US if due is None else due for due in found or ()], np.int64)
+
+    async def hold(self, sequence: int, rows: int) -> int:
+        """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
+        return await self._session.changed("hold", sequence, rows)
+
+    async def unhold(self, sequence: int, rows: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back."""
+        return await self._session.changed("unhold", sequence, rows)
+
+    async def held_sequences(self) -> list[int]:
+        """Sequences with held enrolments."""
+        return [row["id"] for row in await self._session.rows("held_sequences")]
+
+    async def finish_waiting(self, rows: int, now_us: int) -> int:
+        """Complete enrolments whose lead was locked when the last step was accepted."""
+        async with self._session.transaction() as connection:
+            await connection.execute("SELECT set_config('dripline.completing', 'on', true)")
+            done = await connection.execute(statements("claim")["finish_waiting"], rows, now_us)
+        return int(done.rsplit(" ", 1)[1])
+
+    # Rescue --------------------------------------------------------------------------------------------------
+
+    async def ended_leases(self, before_us: int, rows: int) -> EndedLeases:
+        """Leases whose slot is before ``before_us`` or whose incarnation is superseded, at most ``rows``."""
+        found = await self._session.rows("ended_leases", before_us, rows)
+        column = {name: [row[name] for row in found] for name in (found[0].keys() if found else ())}
+        return EndedLeases(
+            enrolment=np.array(column.get("id", []), np.int64),
+            token=np.array(column.get("token", []), np.int64),
+            visit=np.array(column.get("visit", []), np.int32),
+            generation=np.array(column.get("generation", []), np.int32),
+            retries=np.array(column.get("retries", []), np.int32),
+            shard=np.array([-1 if shard is None else shard for shard in column.get("shard", [])], np.int32),
+            deadline_us=np.array(column.get("deadline_us", []), np.int64),
+            idempotent=np.array(column.get("idempotent", []), np.bool_),
+            superseded=np.array(column.get("superseded", []), np.bool_),
+        )
+
+    async def give_back(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
+        """End leases that surely were not handed over."""
+        rows = len(enrolment)
+        return await self._session.changed(
+            "give_back", enrolment.tolist(), token.tolist(), [due_us] * rows, [None] * rows, now_us
+        )
+
+    async def doubt(
+        self,
+        leases: EndedLeases,
+        keys: list[bytes],
+        resend: np.typing.NDArray[np.bool_],
+        due_us: Int64s,
+        now_us: int,
+    ) -> int:
+        """Record leases as in doubt: waiting again under the same key where ``resend``, else held as in doubt."""
+        rows = len(leases.enrolment)
+        return int(
+            await self._session.value(
+                "end_attempts",
+                leases.enrolment.tolist(),
+                leases.token.tolist(),
+                ["in_doubt"] * rows,
+                ["no answer before the lease ended"] * rows,
+                [UUID(bytes=key) for key in keys],
+                ["waiting" if again else "in_doubt" for again in resend.tolist()],
+                [1] * rows,
+                due_us.tolist(),
+                resend.tolist(),
+                now_us,
+            )
+        )
+
+    # Rebalance -----------------------------------------------------------------------------------------------
+
+    async def misplaced(self, rows: int) -> Int64s:
+        """Waiting enrolments whose home device cannot send and may be left, at most ``rows``."""
+        return np.array([row["id"] for row in await self._session.rows("misplaced", rows)], np.int64)
+
+    async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
+        """Give waiting enrolments another home device."""
+        return await self._session.changed("rehome", enrolment.tolist(), device_id)

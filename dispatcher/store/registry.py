@@ -1,0 +1,74 @@
+"""Sequences and devices as both services cache them, with the versions that tell when to read again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.store.session import Session
+
+
+class Versions(NamedTuple):
+    """Counters that every change of sequences or devices raises."""
+
+    sequences: int
+    devices: int
+
+
+async def read_versions(session: Session) -> Versions:
+    """The versions in force; cheap enough for every pass."""
+    row = await session.row("versions")
+    return Versions(row["sequences"], row["devices"])
+
+
+async def read_catalogue(session: Session) -> Catalogue:
+    """All sequences with their steps."""
+    steps: dict[int, list[Step]] = {}
+    for row in await session.rows("steps"):
+        step = Step(
+            trigger=row["trigger"],
+            message_text=row["message_text"],
+            next_trigger=row["next_trigger"],
+            delay_h=row["trigger_delay_hours"],
+            day_number=row["day_number"],
+            is_entry=row["is_entry_point"],
+            media_url=row["media_url"],
+        )
+        steps.setdefault(row["sequence_id"], []).append(step)
+    return Catalogue.of(
+        Sequence(
+            id=row["id"],
+            name=row["name"],
+            is_active=row["is_active"],
+            steps=tuple(steps.get(row["id"], ())),
+            reentry=row["reentry"],
+            reentry_interval_h=row["reentry_interval_h"],
+            sender_policy=row["sender_policy"],
+            requires_opt_in=row["requires_opt_in"],
+            trigger_prefix=row["trigger_prefix"],
+        )
+        for row in await session.rows("sequences")
+    )
+
+
+async def read_fleet(session: Session) -> Fleet:
+    """All devices."""
+    rows = await session.rows("devices")
+    column = {name: [row[name] for row in rows] for name in (rows[0].keys() if rows else ())}
+    return Fleet(
+        number=np.array(column.get("number", []), np.int32),
+        shard=np.array([-1 if shard is None else shard for shard in column.get("shard_id", [])], np.int32),
+        quota_per_hour=np.array(column.get("quota_per_hour", []), np.int32),
+        quota_per_day=np.array(column.get("quota_per_day", []), np.int32),
+        in_flight_max=np.array(column.get("in_flight_max", []), np.int32),
+        min_gap_s=np.array(column.get("min_gap_s", []), np.float64),
+        available=np.array([health == "available" for health in column.get("health", [])], np.bool_),
+        idempotent=np.array(column.get("gateway_idempotent", []), np.bool_),
+        device_id=column.get("id", []),
+        name=column.get("name", []),
+        gateway_url=column.get("gateway_url", []),
+        gateway_token=column.get("gateway_token", []),
+    )

@@ -1,0 +1,232 @@
+-- The end of an attempt: ledger and progress in one transaction. Every statement is a compare-and-set on the lease
+-- token, except that an acceptance counts as long as the visit is still that attempt's, whatever the token.
+
+-- name: advance
+-- Accepted, more steps.
+WITH accepted AS MATERIALIZED (
+    SELECT c.ctid AS tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
+           c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
+           dripline_at(a.at) AS at, a.outcome, a.message_id, a.key, a.next_trigger, dripline_at(a.due) AS due
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::bigint[])
+         a(id, token, at, outcome, message_id, key, next_trigger, due)
+    JOIN sequence_contacts c ON c.id = a.id AND c.lease_token = a.token
+    FOR NO KEY UPDATE OF c
+),
+written AS (
+    INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+        accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
+    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
+        at, processing_device_id, key, visit, generation, attempt, outcome, current_trigger, message_id FROM accepted
+),
+moved AS (
+    UPDATE sequence_contacts c
+    SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        current_trigger = a.next_trigger, next_trigger_time = a.due,
+        processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
+        lease_epoch = NULL,
+        status = CASE WHEN c.stop_reason IS NULL THEN 'active' ELSE 'stopped' END,
+        finished_at = CASE WHEN c.stop_reason IS NOT NULL THEN a.at END
+    FROM accepted a WHERE c.ctid = a.tid
+)
+SELECT count(*) FROM accepted;
+
+-- name: finish
+-- Accepted, last step: completed, and the entry trigger comes off the lead, together. A lead at most once a call.
+-- Lead rows are locked in id order and skipped where somebody holds them: finish_later takes those.
+WITH accepted AS MATERIALIZED (
+    SELECT c.ctid AS tid, l.ctid AS lead_tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time,
+           c.processing_started_at, c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt,
+           c.current_trigger, c.entry_trigger, c.stop_reason, dripline_at(a.at) AS at, a.outcome, a.message_id, a.key
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[])
+         a(id, token, at, outcome, message_id, key)
+    JOIN sequence_contacts c ON c.id = a.id AND c.lease_token = a.token
+    JOIN leads l ON l.id = c.lead_id
+    FOR NO KEY UPDATE OF c, l SKIP LOCKED
+),
+written AS (
+    INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+        accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
+    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
+        at, processing_device_id, key, visit, generation, attempt, outcome, current_trigger, message_id FROM accepted
+),
+taken_off AS (
+    UPDATE leads l SET trigger = dripline_without(l.trigger, a.entry_trigger)
+    FROM accepted a WHERE l.ctid = a.lead_tid
+),
+moved AS (
+    UPDATE sequence_contacts c
+    SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
+        lease_epoch = NULL, next_trigger_time = NULL, status = 'completed', finished_at = a.at
+    FROM accepted a WHERE c.ctid = a.tid
+)
+SELECT count(*) FROM accepted;
+
+-- name: finish_later
+-- As finish, but the lead's row is locked (or gone): the lease ends now, completion follows in a later pass.
+WITH accepted AS MATERIALIZED (
+    SELECT c.ctid AS tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
+           c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
+           dripline_at(a.at) AS at, a.outcome, a.message_id, a.key
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[])
+         a(id, token, at, outcome, message_id, key)
+    JOIN sequence_contacts c ON c.id = a.id AND c.lease_token = a.token
+    FOR NO KEY UPDATE OF c
+),
+written AS (
+    INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+        accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
+    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
+        at, processing_device_id, key, visit, generation, attempt, outcome, current_trigger, message_id FROM accepted
+),
+moved AS (
+    UPDATE sequence_contacts c
+    SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
+        lease_epoch = NULL, next_trigger_time = NULL
+    FROM accepted a WHERE c.ctid = a.tid
+)
+SELECT count(*) FROM accepted;
+
+-- name: end_attempts
+-- Every other outcome. next: waiting | failed | stopped | in_doubt, decided by core.enrolment.
+WITH ended AS MATERIALIZED (
+    SELECT c.ctid AS tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
+           c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
+           e.outcome, e.error, e.key, e.next, e.counted, dripline_at(e.due) AS due, e.pinned
+    FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::uuid[], $6::text[], $7::integer[], $8::bigint[],
+                $9::boolean[])
+         e(id, token, outcome, error, key, next, counted, due, pinned)
+    JOIN sequence_contacts c ON c.id = e.id AND c.lease_token = e.token
+    FOR NO KEY UPDATE OF c
+),
+written AS (
+    INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+        device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, error)
+    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
+        processing_device_id, key, visit, generation, attempt, outcome, current_trigger, error FROM ended
+),
+moved AS (
+    UPDATE sequence_contacts c
+    SET retry_count = c.retry_count + e.counted, last_error = e.error, next_trigger_time = e.due,
+        pinned = c.pinned OR e.pinned,
+        processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
+        lease_epoch = NULL,
+        status = CASE WHEN e.next = 'waiting' AND c.stop_reason IS NOT NULL THEN 'stopped'
+                      WHEN e.next = 'waiting' THEN 'active'
+                      -- A refusal after an unknown attempt proves nothing.
+                      WHEN e.next = 'failed' AND c.pinned THEN 'in_doubt' ELSE e.next END,
+        stop_reason = CASE WHEN e.next = 'stopped' THEN coalesce(c.stop_reason, e.error) ELSE c.stop_reason END,
+        finished_at = CASE WHEN e.next = 'stopped' OR (e.next = 'failed' AND NOT c.pinned) OR (e.next = 'waiting' AND c.stop_reason IS NOT NULL)
+                           THEN dripline_at($10::bigint) END,
+        trigger_kept = e.next = 'failed' OR c.trigger_kept OR e.outcome = 'opted_out'
+    FROM ended e WHERE c.ctid = e.tid
+    RETURNING c.lead_id, e.outcome
+),
+suppressed AS (
+    UPDATE leads l SET opted_out_at = dripline_at($10::bigint)
+    FROM moved m WHERE m.outcome = 'opted_out' AND l.id = m.lead_id AND l.opted_out_at IS NULL
+)
+SELECT count(*) FROM ended;
+
+-- name: give_back
+-- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here.
+UPDATE sequence_contacts c
+SET attempt = c.attempt - 1,
+    next_trigger_time = greatest(c.next_trigger_time, dripline_at(g.due)),
+    processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
+    lease_epoch = NULL,
+    status = CASE WHEN coalesce(c.stop_reason, g.stop) IS NULL THEN 'active' ELSE 'stopped' END,
+    stop_reason = coalesce(c.stop_reason, g.stop),
+    finished_at = CASE WHEN coalesce(c.stop_reason, g.stop) IS NOT NULL THEN dripline_at($5::bigint) END,
+    trigger_kept = c.trigger_kept OR g.stop IS NOT NULL
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]) g(id, token, due, stop)
+WHERE c.id = g.id AND c.lease_token = g.token;
+
+-- name: credit_doubt
+-- "Accepted before": the earliest attempt in doubt was the one. Returns the enrolments it is now known for.
+WITH first AS (
+    SELECT l.enrolment_id, l.visit, l.generation, min(l.attempt) AS attempt, v.at, v.message_id
+    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[])
+         v(enrolment_id, visit, generation, at, message_id)
+    JOIN message_ledger l ON l.enrolment_id = v.enrolment_id AND l.visit = v.visit AND l.generation = v.generation
+                         AND l.outcome = 'in_doubt'
+    GROUP BY 1, 2, 3, 5, 6
+)
+UPDATE message_ledger l
+SET outcome = 'accepted', accepted_at = dripline_at(f.at), gateway_message_id = f.message_id
+FROM first f
+WHERE l.enrolment_id = f.enrolment_id AND l.visit = f.visit AND l.generation = f.generation
+  AND l.attempt = f.attempt AND l.outcome = 'in_doubt'
+RETURNING l.enrolment_id;
+
+-- name: clear_doubt
+-- A fresh acceptance under a key that gateways remember: the attempts in doubt before it never arrived.
+UPDATE message_ledger l SET outcome = 'not_sent'
+FROM unnest($1::bigint[], $2::integer[], $3::integer[]) v(enrolment_id, visit, generation)
+WHERE l.enrolment_id = v.enrolment_id AND l.visit = v.visit AND l.generation = v.generation
+  AND l.outcome = 'in_doubt';
+
+-- name: known_attempts
+-- Which of these attempts the ledger has an end for already (a commit whose answer was lost).
+SELECT v.n - 1 AS row, l.outcome
+FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[]) WITH ORDINALITY
+     v(enrolment_id, visit, generation, attempt, n)
+CROSS JOIN LATERAL (
+    SELECT outcome FROM message_ledger l
+    WHERE l.enrolment_id = v.enrolment_id AND l.visit = v.visit AND l.generation = v.generation
+      AND l.attempt = v.attempt AND l.outcome = 'accepted'
+    UNION ALL
+    SELECT outcome FROM message_ledger l
+    WHERE l.enrolment_id = v.enrolment_id AND l.visit = v.visit AND l.generation = v.generation
+      AND l.attempt = v.attempt AND l.outcome <> 'accepted') l;
+
+-- name: accepted_visits
+-- Which of these visits have an accepted attempt.
+SELECT v.n - 1 AS row
+FROM unnest($1::bigint[], $2::integer[], $3::integer[]) WITH ORDINALITY v(enrolment_id, visit, generation, n)
+WHERE EXISTS (SELECT FROM message_ledger l WHERE l.enrolment_id = v.enrolment_id AND l.visit = v.visit
+              AND l.generation = v.generation AND l.outcome = 'accepted');
+
+-- name: learn
+-- What was in doubt became known.
+UPDATE message_ledger l
+SET outcome = k.outcome, accepted_at = CASE WHEN k.outcome IN ('accepted', 'repeat') THEN dripline_at(k.at) END,
+    gateway_message_id = k.message_id, error = k.error
+FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::text[], $6::bigint[], $7::text[], $8::text[])
+     k(enrolment_id, visit, generation, attempt, outcome, at, message_id, error)
+WHERE l.enrolment_id = k.enrolment_id AND l.visit = k.visit AND l.generation = k.generation
+  AND l.attempt = k.attempt AND l.outcome = 'in_doubt';
+
+-- name: record
+-- An attempt whose lease had already ended, from the shard's own memory.
+INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+    accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id, error)
+SELECT r.enrolment_id, c.sequence_id, c.lead_id, $14::bigint, dripline_at(r.due), dripline_at(r.slot),
+       dripline_at(r.slot + $15::bigint), CASE WHEN r.outcome IN ('accepted', 'repeat') THEN dripline_at(r.at) END,
+       d.id, r.key, r.visit, r.generation, r.attempt, r.outcome, r.step, r.message_id, r.error
+FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[], $5::text[], $6::bigint[], $7::text[], $8::text[],
+            $9::integer[], $10::bigint[], $11::bigint[], $12::uuid[], $13::text[])
+     r(enrolment_id, visit, generation, attempt, outcome, at, message_id, error, device, slot, due, key, step)
+JOIN sequence_contacts c ON c.id = r.enrolment_id
+JOIN devices d ON d.number = r.device
+ON CONFLICT DO NOTHING;
+
+-- name: advance_late
+-- Accepted after the lease had ended: the row moves on if the visit is still that attempt's.
+WITH late AS MATERIALIZED (
+    SELECT c.ctid AS tid, dripline_at(a.at) AS at, a.next_trigger, dripline_at(a.due) AS due
+    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[], $6::bigint[])
+         a(id, visit, generation, at, next_trigger, due)
+    JOIN sequence_contacts c ON c.id = a.id AND c.visit = a.visit AND c.generation = a.generation
+        AND c.status IN ('active', 'in_doubt') AND c.next_trigger_time IS NOT NULL
+    FOR NO KEY UPDATE OF c
+)
+UPDATE sequence_contacts c
+SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false, held = false,
+    current_trigger = coalesce(l.next_trigger, c.current_trigger), next_trigger_time = l.due,
+    processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
+    lease_epoch = NULL,
+    status = CASE WHEN c.stop_reason IS NOT NULL AND l.next_trigger IS NOT NULL THEN 'stopped' ELSE 'active' END,
+    finished_at = CASE WHEN c.stop_reason IS NOT NULL AND l.next_trigger IS NOT NULL THEN l.at END
+FROM late l WHERE c.ctid = l.tid;

@@ -1,0 +1,114 @@
+-- Queued lead changes become enrolments; a trigger taken off a lead or an opt-out ends them.
+
+-- name: take_changes
+-- A bounded batch leaves the queue in the enrolling transaction. What a change took away ends first: a leased
+-- enrolment is only marked, its shard asks again before it hands over.
+WITH taken AS MATERIALIZED (
+    DELETE FROM lead_changes
+    WHERE id = ANY (ARRAY (SELECT id FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
+    RETURNING lead_id, old_trigger, new_trigger, opted_out
+),
+ended AS MATERIALIZED (
+    SELECT t.lead_id, o.token, 'trigger removed' AS reason
+    FROM taken t CROSS JOIN LATERAL dripline_tokens(t.old_trigger) o(token)
+    WHERE t.old_trigger <> '' AND t.old_trigger IS DISTINCT FROM t.new_trigger
+      AND NOT EXISTS (SELECT FROM dripline_tokens(t.new_trigger) n(token) WHERE n.token = o.token)
+    UNION ALL
+    SELECT lead_id, NULL, 'opted out' FROM taken WHERE opted_out
+),
+stopped AS (
+    UPDATE sequence_contacts c
+    SET stop_reason = e.reason,
+        status = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN 'stopped' ELSE c.status END,
+        finished_at = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
+        trigger_kept = e.token IS NULL,
+        held = false
+    FROM ended e
+    WHERE c.lead_id = e.lead_id AND c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL
+      AND (e.token IS NULL OR c.entry_trigger = e.token)
+    RETURNING 1
+),
+forgotten AS (
+    UPDATE sequence_contacts c SET trigger_kept = false
+    FROM ended e
+    WHERE c.lead_id = e.lead_id AND c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept AND c.entry_trigger = e.token
+)
+SELECT (SELECT count(*) FROM taken) AS taken,
+       (SELECT count(*) FROM stopped) AS stopped,
+       (SELECT coalesce(string_agg(int8send(lead_id), '' ORDER BY lead_id), '')
+        FROM (SELECT DISTINCT lead_id FROM taken) d) AS leads;
+
+-- name: enrol
+-- Exact tokens only; a lead without a device of its own or an earlier one takes the next of the plan, the same for
+-- all its enrolments. Leads are read without locks: whatever commits later is queued again.
+WITH fence AS MATERIALIZED (
+    SELECT count(*) AS held FROM (SELECT FROM epochs WHERE name = 'coordinator' AND epoch = $6 FOR SHARE) f
+),
+entry AS MATERIALIZED (
+    SELECT e.trigger, s.id AS sequence_id, s.reentry, s.requires_opt_in,
+           dripline_at($5::bigint) - s.reentry_interval_h * $7::bigint * interval '1 microsecond' AS reentry_before
+    FROM unnest($2::text[], $3::bigint[]) e(trigger, sequence_id)
+    JOIN sequences s ON s.id = e.sequence_id AND s.is_active
+),
+candidate AS MATERIALIZED (
+    SELECT DISTINCT ON (l.id, e.sequence_id)
+           l.id AS lead_id, l.phone, e.sequence_id, e.trigger,
+           (SELECT d.id FROM devices d WHERE d.health = 'available' AND d.id = coalesce(
+                l.home_device_id,
+                (SELECT c.home_device_id FROM sequence_contacts c
+                 WHERE c.lead_id = l.id AND c.status IN ('active', 'in_doubt') LIMIT 1),
+                (SELECT c.home_device_id FROM sequence_contacts c
+                 WHERE c.lead_id = l.id AND c.status NOT IN ('active', 'in_doubt') LIMIT 1))) AS device_id
+    FROM unnest($1::bigint[]) u(id)
+    JOIN leads l ON l.id = u.id
+    CROSS JOIN LATERAL dripline_tokens(l.trigger) t(token)
+    JOIN entry e ON e.trigger = t.token
+    WHERE l.opted_out_at IS NULL
+      AND (NOT e.requires_opt_in OR l.opted_in_at IS NOT NULL)
+      AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id
+                      AND c.status IN ('active', 'in_doubt'))
+      AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id
+                      AND c.status NOT IN ('active', 'in_doubt')
+                      AND (e.reentry = 'never' OR (c.trigger_kept AND c.entry_trigger = e.trigger)
+                           OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)))
+    ORDER BY l.id, e.sequence_id, e.trigger
+),
+placed AS (
+    SELECT lead_id, phone, sequence_id, trigger,
+           coalesce(device_id, ($4::uuid[])[dense_rank() OVER (PARTITION BY device_id IS NULL ORDER BY lead_id)]) AS device_id
+    FROM candidate
+),
+enrolled AS (
+    INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger,
+                                   next_trigger_time, enrolled_at, home_device_id)
+    SELECT sequence_id, lead_id, phone, trigger, trigger, dripline_at($5::bigint), dripline_at($5::bigint), device_id
+    FROM placed WHERE (SELECT held FROM fence) = 1
+    ORDER BY lead_id, sequence_id
+    ON CONFLICT DO NOTHING
+    RETURNING home_device_id
+)
+SELECT home_device_id, count(*) AS enrolled, (SELECT held FROM fence) AS held FROM enrolled GROUP BY home_device_id
+UNION ALL
+SELECT NULL, 0, held FROM fence;
+
+-- name: search_entries
+-- Leads that carried a trigger before its entry opened: a bounded stretch of lead ids, queued for the enroller.
+WITH entry AS (
+    SELECT trigger, scanned_to FROM open_entries WHERE NOT scan_done ORDER BY opened_at, trigger LIMIT 1 FOR UPDATE
+),
+stretch AS MATERIALIZED (
+    SELECT l.id, l.trigger FROM entry e CROSS JOIN LATERAL (
+        SELECT id, trigger FROM leads WHERE id > e.scanned_to ORDER BY id LIMIT $1::bigint) l
+),
+queued AS (
+    INSERT INTO lead_changes (lead_id, old_trigger, new_trigger)
+    SELECT s.id, s.trigger, s.trigger FROM stretch s, entry e
+    WHERE strpos(s.trigger, e.trigger) > 0
+      AND EXISTS (SELECT FROM dripline_tokens(s.trigger) t(token) WHERE t.token = e.trigger)
+    RETURNING 1
+)
+UPDATE open_entries o
+SET scanned_to = coalesce((SELECT max(id) FROM stretch), o.scanned_to),
+    scan_done = (SELECT count(*) FROM stretch) < $1::bigint
+FROM entry e WHERE o.trigger = e.trigger
+RETURNING o.trigger, (SELECT count(*) FROM queued) AS queued, o.scan_done;

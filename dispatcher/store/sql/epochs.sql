@@ -1,0 +1,30 @@
+-- Who may act: leadership of the coordinator, epochs of coordinator and shards.
+
+-- name: take_leadership
+-- Nothing comes back while another holder's leadership lasts.
+INSERT INTO heartbeats AS h (name, holder, expires_at)
+VALUES ('coordinator', $1, clock_timestamp() + $2::double precision * interval '1 second')
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
+    WHERE h.holder = excluded.holder OR h.expires_at < clock_timestamp()
+RETURNING holder;
+
+-- name: current_leader
+SELECT holder FROM heartbeats WHERE name = 'coordinator';
+
+-- name: end_leadership
+UPDATE heartbeats SET expires_at = '-infinity' WHERE name = 'coordinator' AND holder = $1;
+
+-- name: raise_epoch
+-- Waits for claims under way: they hold the row FOR SHARE.
+INSERT INTO epochs AS e (name, epoch, holder, raised_at) VALUES ($1, 1, $2, dripline_now())
+ON CONFLICT (name) DO UPDATE SET epoch = e.epoch + 1, holder = excluded.holder, raised_at = excluded.raised_at
+RETURNING epoch;
+
+-- name: beat
+INSERT INTO heartbeats AS h (name, holder, expires_at)
+VALUES ($1, $2, clock_timestamp() + $3::double precision * interval '1 second')
+ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at WHERE h.holder = excluded.holder;
+
+-- name: read_epoch
+-- The epoch in force, and the database's clock (wall) for the live clock's renewal.
+SELECT (SELECT epoch FROM epochs WHERE name = $1) AS epoch, dripline_us(clock_timestamp()) AS wall_us;

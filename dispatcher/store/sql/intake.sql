@@ -1,0 +1,114 @@
+-- Lead files, sequence files and device lists.
+
+-- name: settings
+-- The table grows under a plan that was made when it was small: plan each chunk anew, by index.
+SELECT set_config('enable_seqscan', 'off', true), set_config('plan_cache_mode', 'force_custom_plan', true);
+
+-- name: find
+SELECT id, phone, name, niche, trigger, time_zone, opted_in_at, attributes FROM leads WHERE phone = ANY ($1::text[]);
+
+-- name: find_locked
+SELECT id, phone, name, niche, trigger, time_zone, opted_in_at, attributes FROM leads WHERE phone = ANY ($1::text[])
+ORDER BY id FOR UPDATE;
+
+-- name: update
+UPDATE leads l SET name = u.name, niche = u.niche, trigger = u.trigger, time_zone = u.time_zone,
+                   opted_in_at = u.opted_in_at, attributes = u.attributes
+FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::jsonb[])
+     u(id, name, niche, trigger, time_zone, opted_in_at, attributes)
+WHERE l.id = u.id;
+
+-- name: make_tried_leads
+-- What a dry run would have written, for the chunks after it.
+CREATE TEMPORARY TABLE dripline_tried_leads (
+    id integer, phone text PRIMARY KEY, name text, niche text, trigger text, time_zone text, opted_in_at timestamptz,
+    attributes jsonb);
+
+-- name: drop_tried_leads
+DROP TABLE dripline_tried_leads;
+
+-- name: forget_tried
+DELETE FROM dripline_tried_leads WHERE phone = ANY ($1::text[]);
+
+-- name: find_tried
+SELECT id, phone, name, niche, trigger, time_zone, opted_in_at, attributes
+FROM dripline_tried_leads WHERE phone = ANY ($1::text[])
+UNION ALL
+SELECT id, phone, name, niche, trigger, time_zone, opted_in_at, attributes
+FROM leads l WHERE phone = ANY ($1::text[]) AND NOT EXISTS (SELECT FROM dripline_tried_leads t WHERE t.phone = l.phone);
+
+-- name: lock_sequences
+-- One apply at a time.
+SELECT pg_advisory_xact_lock(hashtextextended('dripline apply', 0));
+
+-- name: standing_at
+SELECT current_trigger, count(*) AS live FROM sequence_contacts
+WHERE sequence_id = $1 AND status IN ('active', 'in_doubt') AND current_trigger = ANY ($2::text[])
+GROUP BY current_trigger ORDER BY current_trigger LIMIT 1;
+
+-- name: delete_steps
+DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
+
+-- name: insert_sequence
+INSERT INTO sequences (name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in)
+VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id;
+
+-- name: update_sequence
+UPDATE sequences SET name = $2, trigger_prefix = $3, is_active = $4, reentry = $5, reentry_interval_h = $6,
+                     sender_policy = $7, requires_opt_in = $8
+WHERE id = $1;
+
+-- name: write_steps
+INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, trigger_delay_hours, day_number,
+                            is_entry_point, media_url)
+SELECT $1, trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url
+FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::boolean[], $8::text[]) WITH ORDINALITY
+     s(trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, place)
+ORDER BY place
+ON CONFLICT (trigger) DO UPDATE SET message_text = excluded.message_text, next_trigger = excluded.next_trigger,
+    trigger_delay_hours = excluded.trigger_delay_hours, day_number = excluded.day_number,
+    is_entry_point = excluded.is_entry_point, media_url = excluded.media_url;
+
+-- name: switch_sequence
+UPDATE sequences SET is_active = $2 WHERE id = $1 AND is_active <> $2;
+
+-- name: sequence_counts
+SELECT sequence_id, count(*) FILTER (WHERE status IN ('active', 'in_doubt')) AS live,
+       count(*) FILTER (WHERE status = 'completed') AS completed
+FROM sequence_contacts GROUP BY sequence_id;
+
+-- name: tagged
+-- Leads by token; grouped by the whole list first, so that few lists are taken apart however many leads there are.
+WITH lists AS (
+    SELECT trigger, count(*) AS leads, count(opted_out_at) AS opted_out,
+           count(*) FILTER (WHERE opted_out_at IS NULL AND opted_in_at IS NULL) AS not_opted_in
+    FROM leads WHERE trigger <> '' GROUP BY trigger
+)
+SELECT token, sum(leads)::bigint AS leads, sum(opted_out)::bigint AS opted_out,
+       sum(not_opted_in)::bigint AS not_opted_in
+FROM lists, dripline_tokens(trigger) token GROUP BY token ORDER BY leads DESC, token;
+
+-- name: device_list
+SELECT d.name, d.phone, d.health, d.health_cause, d.quota_per_hour, d.quota_per_day, d.in_flight_max, d.min_gap_s,
+       b.messages_hour, b.messages_today, b.current_processing, d.gateway_url
+FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.number;
+
+-- name: write_device
+-- NULL keeps what the device has; a new one gets the default. No row comes back when nothing changes.
+INSERT INTO devices AS d (name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
+                          in_flight_max, min_gap_s, health, health_cause)
+VALUES ($1, $2, $3, $4, coalesce($5, true), coalesce($6, 80), coalesce($7, 800), coalesce($8, 50), coalesce($9, 5),
+        coalesce($10, 'available'), $11)
+ON CONFLICT (name) DO UPDATE SET
+    phone = coalesce($2, d.phone), gateway_url = coalesce($3, d.gateway_url),
+    gateway_token = coalesce($4, d.gateway_token), gateway_idempotent = coalesce($5, d.gateway_idempotent),
+    quota_per_hour = coalesce($6, d.quota_per_hour), quota_per_day = coalesce($7, d.quota_per_day),
+    in_flight_max = coalesce($8, d.in_flight_max), min_gap_s = coalesce($9, d.min_gap_s),
+    health = coalesce($10, d.health), health_cause = CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END
+WHERE (d.phone, d.gateway_url, d.gateway_token, d.gateway_idempotent, d.quota_per_hour, d.quota_per_day, d.in_flight_max,
+       d.min_gap_s, d.health, d.health_cause)
+   IS DISTINCT FROM (coalesce($2, d.phone), coalesce($3, d.gateway_url), coalesce($4, d.gateway_token),
+                     coalesce($5, d.gateway_idempotent), coalesce($6, d.quota_per_hour), coalesce($7, d.quota_per_day),
+                     coalesce($8, d.in_flight_max), coalesce($9, d.min_gap_s), coalesce($10, d.health),
+                     CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END)
+RETURNING xmax = 0 AS created;

@@ -1,0 +1,156 @@
+"""``dripline simulate``: rehearse before going live."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dispatcher.cli.common import DataDir, err, out, run
+from dispatcher.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command(
+    name="simulate",
+    epilog="Example: dripline simulate --leads 1000000 --days 4 --json run.json",
+)
+def simulate(
+    devices: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many devices.")] = 3000,
+    leads: Annotated[int, typer.Option(min=0, help="How many leads, each with at least one entry trigger.")] = 100_000,
+    days: Annotated[float, typer.Option(min=0.001, help="Virtual days at most; ends earlier when all is done.")] = 3.0,
+    sequences: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Sequences (YAML); may be repeated.", show_default="the built-in example"),
+    ] = None,
+    leads_csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Leads from a file instead of made ones.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="For --leads-csv, as in dripline import.")
+    ] = None,
+    triggers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trigger", help="For --leads-csv: a trigger every lead gets.", show_default="the first entry step's"
+        ),
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="For --leads-csv: where numbers without a country code are dialled.")
+    ] = None,
+    shards: Annotated[int, typer.Option(min=1, max=200, help="How many shard actors.")] = 10,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same receipts.")] = 1,
+    tick: Annotated[float, typer.Option(min=1, max=150, help="Seconds of virtual time per step.")] = 30.0,
+    start: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"],
+            help="Where virtual time starts (UTC).",
+            show_default="2026-01-05",
+        ),
+    ] = None,
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar=[], help="A database of its own for the rehearsal; everything stays in it.", show_default="embedded"
+        ),
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Give up an earlier rehearsal in that database.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")] = None,
+    receipts: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the embedded database for inspection (dripline db url).")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the verdict, by the exit status.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Rehearse on real PostgreSQL and real Ray with a mock sender, in virtual time, and check every invariant.
+
+    Exit status 0 only if every invariant held; 1 if one did not; 2 for bad input.
+    """
+    from simulate.examples import builtin, load_all
+
+    given = load_all(sequences) if sequences else builtin()
+    for path in (json_file, receipts):
+        _require_writable(path)
+    if receipts is not None and receipts.suffix not in (".csv", ".parquet"):
+        raise InputError("--receipts", f"{receipts.name} ends neither in .csv nor in .parquet", "rename it")
+    if leads_csv is None and (columns or triggers or region):
+        raise InputError("--map, --trigger, --region", "they say how to read --leads-csv", "give --leads-csv FILE too")
+
+    from dispatcher.config import load_settings
+    from simulate.rehearsal import START, Plan, rehearse
+    from simulate.scratch import scratch_server
+    from simulate.watcher import Screen, Watcher
+
+    settings = load_settings(data_dir=data_dir, database_url=None)
+    bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
+    plan = Plan(
+        sequences=given,
+        devices=devices,
+        leads=leads,
+        days=days,
+        shards=shards,
+        seed=seed,
+        tick_s=tick,
+        start=START if start is None else start.replace(tzinfo=UTC),
+        bring_leads=bring,
+    )
+    if not quiet:
+        err.print(f"seed {seed}: {devices:,} devices, {shards} shards, ticks of {tick:g} s")
+
+    async def body() -> Any:
+        async with AsyncExitStack() as stack:
+            url, pid = database_url, None
+            if url is None:
+                server = stack.enter_context(scratch_server(settings.data_dir, keep=keep))
+                url, pid = server.url(), server.pid
+            watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
+            own = database_url is None
+            return await rehearse(plan, settings, url, reset=reset or own, server_pid=pid, watcher=watcher)
+
+    done = run(body())
+    if json_file is not None:
+        json_file.write_text(json.dumps(done.outcome.as_json(), indent=2) + "\n", encoding="utf-8")
+    if receipts is not None:
+        done.receipts.write(receipts, done.evidence.devices)
+    if not quiet:
+        from simulate.outcome import table
+
+        out.print(table(done.outcome))
+    if not done.outcome.good:
+        raise typer.Exit(1)
+
+
+def _require_writable(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InputError(str(path), "its directory does not exist", "create it first")
+
+
+def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str | None, sequences: list[Any]) -> Any:
+    """What brings the leads of a file, checked before anything is started."""
+    from dispatcher.intake.csv_file import CsvFile
+    from dispatcher.intake.lead_file import LeadReader
+    from dispatcher.intake.leads import LeadImport
+    from dispatcher.intake.mapping import parse_mapping
+
+    mapping = parse_mapping(columns)
+    entries = [step.trigger for sequence in sequences for step in sequence.steps if step.is_entry]
+    tags = triggers or entries[:1]
+    with CsvFile(path) as opened:
+        LeadReader(opened, mapping, tags=tags, region=region)
+
+    async def bring(connection: Any) -> int:
+        with CsvFile(path) as opened:
+            reader = LeadReader(opened, mapping, tags=tags, region=region)
+            counts = await LeadImport(connection, reader, dry_run=False, on_reject=lambda *_: None).run(opened)
+        return counts.imported
+
+    return bring

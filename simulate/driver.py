@@ -1,0 +1,129 @@
+"""The driver alone owns virtual time and passes it in every call.
+
+Time advances when every shard has reported the tick or a new incarnation has taken its place; ticks in which nothing
+can happen are jumped over. Whatever dies - a shard, the coordinator, the database - the tick is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import asyncpg
+import ray
+
+from actors.cluster import Cluster
+from dispatcher.coordinator import Pass
+from dispatcher.core.moments import NEVER_US
+from dispatcher.errors import DriplineError, StoreError, StoreUnavailableError
+from dispatcher.store.connect import connect
+
+_log = logging.getLogger(__name__)
+_PAUSE_S = 0.2
+_GIVE_UP_S = 120.0
+_LOST = (ray.exceptions.RayError, StoreError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the run is."""
+
+    now_us: int
+    claimed: int = 0
+    enrolled: int = 0
+    ticks: int = 0
+    reruns: int = 0
+
+
+class Driver:
+    """Runs virtual time over a cluster.
+
+    Args:
+        cluster: the actors.
+        url: the rehearsal database, whose clock follows.
+        start_us: where virtual time starts.
+        end_us: where it ends at latest.
+        tick_us: the width of a tick.
+        on_tick: called after every tick.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        url: str,
+        *,
+        start_us: int,
+        end_us: int,
+        tick_us: int,
+        on_tick: Callable[[Progress], None],
+    ) -> None:
+        self._cluster, self._url, self._on_tick = cluster, url, on_tick
+        self._start_us, self._end_us, self._tick_us = start_us, end_us, tick_us
+        self._connection: asyncpg.Connection | None = None
+        self.progress = Progress(start_us)
+
+    async def run(self) -> Progress:
+        """Run until nothing waits or virtual time ends."""
+        now_us = self._start_us
+        while now_us < self._end_us:
+            done = await self._tick(now_us)
+            self.progress.claimed += done.claimed
+            self.progress.enrolled += done.enrol.enrolled
+            self.progress.ticks += 1
+            self.progress.now_us = now_us
+            self._on_tick(self.progress)
+            if done.silent:
+                await self._revive(now_us)
+            elif not done.more:
+                if done.next_us >= NEVER_US:
+                    break
+                now_us = self._border_after(now_us, done.next_us)
+        if self._connection is not None:
+            await self._connection.close()
+        return self.progress
+
+    def _border_after(self, now_us: int, next_us: int) -> int:
+        """The first tick border after ``now_us`` at which what happens at ``next_us`` is due."""
+        ticks = -(-(max(next_us, now_us + 1) - self._start_us) // self._tick_us)
+        return self._start_us + ticks * self._tick_us
+
+    async def _tick(self, now_us: int) -> Pass:
+        """One tick; run again until it went through."""
+        give_up_s = time.monotonic() + _GIVE_UP_S
+        while True:
+            try:
+                await self._set_clock(now_us)
+                done: Pass = await self._cluster.coordinator.tick.remote(now_us, now_us + self._tick_us)
+                return done
+            except _LOST as error:
+                if time.monotonic() > give_up_s:
+                    raise DriplineError(f"virtual time stands still: {error}") from None
+                _log.warning("tick broken off: %s", error)
+                self.progress.reruns += 1
+                await asyncio.sleep(_PAUSE_S)
+                await self._revive(now_us)
+
+    async def _revive(self, now_us: int) -> None:
+        """Wait until coordinator and shards have incarnations that own what is theirs."""
+        give_up_s = time.monotonic() + _GIVE_UP_S
+        for actor in (self._cluster.coordinator, *self._cluster.shards):
+            while True:
+                try:
+                    await asyncio.wait_for(actor.ready.remote(now_us), _GIVE_UP_S)
+                    break
+                except (ray.exceptions.RayError, TimeoutError) as error:
+                    if time.monotonic() > give_up_s:
+                        raise DriplineError(f"an actor did not come back: {error}") from None
+                    await asyncio.sleep(_PAUSE_S)
+
+    async def _set_clock(self, now_us: int) -> None:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._url, application_name="dripline driver")
+        try:
+            await self._connection.execute("UPDATE dripline_database SET clock = dripline_at($1)", now_us)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            self._connection.terminate()
+            raise StoreUnavailableError(str(error)) from error

@@ -1,0 +1,23 @@
+"""The built-in example: the seed's fitness, crypto and real estate sequences, as they stand in ``examples/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dispatcher.core.graph import Sequence
+from dispatcher.intake.sequence_file import load
+
+NAMES = ("fitness", "crypto", "realestate")
+
+
+def builtin() -> list[Sequence]:
+    """The sequences of the built-in example."""
+    here = Path(__file__).parent
+    # In a wheel the files lie beside this module, in a checkout in the folder people read.
+    folder = here / "examples" if (here / "examples").is_dir() else here.parent / "examples"
+    return load_all([folder / f"{name}.yaml" for name in NAMES])
+
+
+def load_all(paths: list[Path]) -> list[Sequence]:
+    """The sequences of several files."""
+    return [sequence for path in paths for sequence in load(path)]

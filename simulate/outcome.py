@@ -1,0 +1,110 @@
+"""The figures a run ends with, as JSON and as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from simulate.checker import Violations
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """Everything ``--json`` holds; seconds and counts."""
+
+    seed: int
+    devices: int
+    leads: int
+    shards: int
+    tick_s: float
+    virtual_s: float
+    wall_s: float
+    wall: Mapping[str, float]
+    """Where the wall time went."""
+    enrolled: int
+    sends: int
+    sends_per_wall_s: float
+    completed: int
+    active: int
+    failed: int
+    stopped: int
+    in_doubt: int
+    unmatched: int
+    """Leads that carry triggers of which none enrolled them."""
+    violations: Violations
+    receipts_sha256: str
+    lateness_s: Mapping[str, float]
+    optimality_gap_s: Mapping[str, float]
+    device_use: Mapping[str, float]
+    """Share of a device's day quotas used over the days of the run."""
+    binding_limit: str
+    peak_rss_mb: float
+    reruns: int
+    """Ticks that were run again because something had died."""
+
+    @property
+    def good(self) -> bool:
+        """Whether every invariant held."""
+        return self.violations.total == 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys people and acceptance checks rely on."""
+        return asdict(self)
+
+
+def table(outcome: RunOutcome) -> Group:
+    """What a person sees at the end."""
+    days = outcome.virtual_s / 86_400
+    head = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    head.add_column(style="dim")
+    head.add_column()
+    rate = f"[bold]{outcome.sends_per_wall_s:,.0f}[/] a second of wall time"
+    head.add_row("sent", f"[bold]{outcome.sends:,}[/] in {_span(outcome.wall_s)} ({rate})")
+    head.add_row(
+        "virtual time", f"{days:.1f} days, {outcome.virtual_s / max(outcome.wall_s, 1e-9):,.0f} times faster than life"
+    )
+    head.add_row("enrolments", _states(outcome))
+    late, gap = outcome.lateness_s, outcome.optimality_gap_s
+    head.add_row(
+        "lateness", f"half within {_span(late['p50'])}, 95 % within {_span(late['p95'])}, worst {_span(late['max'])}"
+    )
+    head.add_row(
+        "behind ideal",
+        f"{_span(gap['mean'])} on average, {_span(gap['max'])} at most; waited most for: {outcome.binding_limit}",
+    )
+    use = outcome.device_use
+    head.add_row("device use", f"{use['mean']:.0%} on average ({use['min']:.0%} - {use['max']:.0%}) of the day quotas")
+    head.add_row("memory", f"{outcome.peak_rss_mb:,.0f} MB at the peak, all processes")
+    head.add_row("receipts", f"sha256 {outcome.receipts_sha256[:16]}… (seed {outcome.seed})")
+    rules = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, count in asdict(outcome.violations).items():
+        mark = "[green]✓[/]" if count == 0 else "[bold red]✗[/]"
+        rules.add_row(mark, name.replace("_", " "), "none" if count == 0 else f"[bold red]{count:,}[/]")
+    verdict = (
+        Text("Every invariant held.", "bold green")
+        if outcome.good
+        else Text(f"{outcome.violations.total:,} violations.", "bold red")
+    )
+    return Group("", head, "", rules, "", verdict)
+
+
+def _states(outcome: RunOutcome) -> str:
+    parts = [f"[bold]{outcome.enrolled:,}[/]"]
+    for name in ("completed", "active", "failed", "stopped", "in_doubt"):
+        count = getattr(outcome, name)
+        if count:
+            parts.append(f"{count:,} {name.replace('_', ' ')}")
+    return ": ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

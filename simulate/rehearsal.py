@@ -1,0 +1,222 @@
+"""One rehearsal: database, population, actors, virtual time, verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import numpy as np
+import ray
+
+from actors.cluster import Cluster, connect_ray, start
+from dispatcher.config import Settings
+from dispatcher.core.graph import Sequence
+from dispatcher.core.moments import from_datetime, span_us
+from dispatcher.core.outcomes import Outcome
+from dispatcher.core.routing import shard_count
+from dispatcher.intake.sequences import apply
+from dispatcher.store.connect import connect
+from dispatcher.store.registry import read_fleet
+from dispatcher.store.session import Session
+from dispatcher.store.stamp import require_rehearsal
+from dispatcher.store.statements import statements
+from simulate import ideal
+from simulate.checker import check
+from simulate.driver import Driver
+from simulate.evidence import STATUSES, Evidence, collect
+from simulate.memory import MemoryProbe
+from simulate.outcome import RunOutcome
+from simulate.population import create_devices, create_leads
+from simulate.receipts import Receipts, read
+from simulate.referee import Behaviour, RemoteReferee
+from simulate.sender import sender_of
+from simulate.watcher import Watcher
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+"""Virtual time starts here unless told otherwise: a Monday."""
+_LABELS = tuple(outcome.label for outcome in Outcome)
+_ANSWER_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to rehearse."""
+
+    sequences: list[Sequence]
+    devices: int = 3000
+    leads: int = 100_000
+    days: float = 3.0
+    shards: int | None = 10
+    seed: int = 1
+    tick_s: float = 30.0
+    start: datetime = START
+    behaviour: Behaviour = field(default_factory=Behaviour)
+    bring_leads: Callable[[asyncpg.Connection], Awaitable[int]] | None = None
+    """Brings leads from elsewhere instead of making ``leads`` of them; returns how many."""
+
+    @property
+    def entries(self) -> list[str]:
+        """The triggers leads may carry, sorted."""
+        return sorted(step.trigger for sequence in self.sequences for step in sequence.steps if step.is_entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """A finished run."""
+
+    outcome: RunOutcome
+    receipts: Receipts
+    evidence: Evidence
+
+
+async def rehearse(
+    plan: Plan, settings: Settings, url: str, *, reset: bool, server_pid: int | None, watcher: Watcher
+) -> Rehearsed:
+    """Rehearse ``plan`` in the database at ``url``; everything is created there and stays.
+
+    Args:
+        reset: give up an earlier rehearsal in the same database.
+        server_pid: the embedded server, whose memory counts.
+
+    Raises:
+        RefusedError: the database is live, or holds data and ``reset`` is not given.
+    """
+    started_s = time.monotonic()
+    settings = settings.model_copy(update={"database_url": url, "horizon_s": min(plan.tick_s, settings.lease_s / 2)})
+    start_us = from_datetime(plan.start)
+    marks: dict[str, float] = {}
+
+    def mark(phase: str, next_phase: str) -> None:
+        marks[phase] = round(time.monotonic() - started_s - sum(marks.values()), 3)
+        watcher.phase(next_phase)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="dripline-") as scratch,
+        MemoryProbe([server_pid] if server_pid else []) as memory,
+    ):
+        watcher.phase("population")
+        spool = Path(scratch) / "receipts.bin"
+        async with AsyncExitStack() as stack:
+            connection = await connect(url, application_name="dripline population")
+            stack.push_async_callback(connection.close)
+            await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
+            await apply(connection, plan.sequences)
+            await create_devices(connection, plan.devices)
+            cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, start_us))
+            leads = await _bring_leads(plan, connection, watcher)
+            await connection.execute("ANALYZE leads")
+            mark("setup", "virtual time")
+            watcher.expected(await _expected_sends(connection))
+            driver = Driver(
+                cluster,
+                url,
+                start_us=start_us,
+                end_us=start_us + span_us(plan.days * 86_400),
+                tick_us=span_us(plan.tick_s),
+                on_tick=watcher.tick,
+            )
+            progress = await driver.run()
+            steps = await referee.steps.remote()
+            await asyncio.to_thread(cluster.drain)
+            mark("virtual time", "verdict")
+        receipts = read(spool, steps)
+        evidence = await _evidence(url)
+        violations = await asyncio.to_thread(check, receipts, evidence)
+        figures = await _figures(url, plan, settings, receipts, evidence)
+        mark("verdict", "done")
+    wall_s = time.monotonic() - started_s
+    sends = int(receipts.answered(Outcome.ACCEPTED).sum())
+    outcome = RunOutcome(
+        seed=plan.seed,
+        devices=plan.devices,
+        leads=leads,
+        shards=len(cluster.shards),
+        tick_s=plan.tick_s,
+        virtual_s=(progress.now_us - start_us) / 1e6 + plan.tick_s,
+        wall_s=round(wall_s, 3),
+        wall=marks,
+        sends=sends,
+        sends_per_wall_s=round(sends / wall_s, 1),
+        violations=violations,
+        peak_rss_mb=round(memory.peak_mb, 1),
+        reruns=progress.reruns,
+        **figures,
+    )
+    return Rehearsed(outcome, receipts, evidence)
+
+
+@asynccontextmanager
+async def _actors(plan: Plan, settings: Settings, spool: Path, start_us: int) -> AsyncIterator[tuple[Cluster, Any]]:
+    """Coordinator, shards and referee, all ready: entries are open before the first lead comes."""
+    if not ray.is_initialized():
+        await asyncio.to_thread(connect_ray, settings.ray_address)
+    referee: Any = RemoteReferee.remote(plan.seed, spool, plan.behaviour)
+    shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
+    holder = f"rehearsal-{spool.parent.name}"
+    cluster = start(settings, shards, sender_of(referee), holder=holder, virtual=True, answer_s=_ANSWER_S)
+    try:
+        await asyncio.to_thread(cluster.wait_ready, start_us)
+        yield cluster, referee
+    finally:
+        cluster.stop()
+        ray.kill(referee)
+
+
+async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watcher) -> int:
+    if plan.bring_leads is not None:
+        return await plan.bring_leads(connection)
+    await create_leads(connection, plan.leads, plan.entries, plan.seed, watcher.leads)
+    return plan.leads
+
+
+async def _expected_sends(connection: asyncpg.Connection) -> int:
+    """Steps of every sequence that leads carry an entry trigger of."""
+    return int(
+        await connection.fetchval(
+            """SELECT coalesce(sum(carried.leads * (SELECT count(*) FROM sequence_steps s
+                                                    WHERE s.sequence_id = e.sequence_id)), 0)
+               FROM (SELECT trigger, count(*) AS leads FROM leads WHERE trigger <> '' GROUP BY trigger) carried
+               CROSS JOIN LATERAL dripline_tokens(carried.trigger) t(token)
+               JOIN open_entries e ON e.trigger = t.token"""
+        )
+    )
+
+
+async def _evidence(url: str) -> Evidence:
+    connection = await connect(url, application_name="dripline checker")
+    try:
+        return await collect(connection, _LABELS)
+    finally:
+        await connection.close()
+
+
+async def _figures(url: str, plan: Plan, settings: Settings, receipts: Receipts, evidence: Evidence) -> dict[str, Any]:
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
+        fleet = await read_fleet(Session(pool, statements("catalogue")))
+    status = np.bincount(evidence.enrolments["status"], minlength=len(STATUSES) + 1)
+    good = evidence.ledger["outcome"] == _LABELS.index("accepted") + 1
+    device = evidence.ledger["device"][good].astype(np.int32)
+    due_us, slot_us = evidence.ledger_us("due")[good], evidence.ledger_us("reserved")[good]
+    late_s = (slot_us - due_us) / 1e6
+    gap = ideal.gap(device, due_us, slot_us, fleet, hour_us=settings.hours_us(1), guard_us=span_us(settings.guard_s))
+    days = max(1.0, np.ceil((slot_us.max(initial=0) - from_datetime(plan.start)) / (24 * settings.hours_us(1))))
+    use = np.bincount(fleet.rows(device), minlength=len(fleet)) / np.maximum(fleet.quota_per_day * days, 1)
+    quantiles = np.quantile(late_s, (0.5, 0.95, 0.99, 1.0)) if len(late_s) else np.zeros(4)
+    return {
+        "enrolled": len(evidence.enrolments),
+        **{name: int(status[index + 1]) for index, name in enumerate(STATUSES)},
+        "unmatched": evidence.missed,
+        "receipts_sha256": receipts.sha256({number: name for number, (_, name) in evidence.devices.items()}),
+        "lateness_s": dict(zip(("p50", "p95", "p99", "max"), quantiles.round(3).tolist(), strict=True)),
+        "optimality_gap_s": {"mean": round(gap.mean_s, 3), "max": round(gap.max_s, 3)},
+        "binding_limit": gap.binding_limit,
+        "device_use": {"mean": float(use.mean()), "min": float(use.min()), "max": float(use.max())} if len(use) else {},
+    }
