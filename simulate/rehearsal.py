@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from simulate.outcome import RunOutcome
 from simulate.population import create_devices, create_leads
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
-from simulate.sender import sender_of
+from simulate.sender import referee_sender
 from simulate.watcher import Watcher
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
@@ -158,10 +159,11 @@ async def _actors(plan: Plan, settings: Settings, spool: Path, start_us: int) ->
     """Coordinator, shards and referee, all ready: entries are open before the first lead comes."""
     if not ray.is_initialized():
         await asyncio.to_thread(connect_ray, settings.ray_address)
-    referee: Any = RemoteReferee.remote(plan.seed, spool, plan.behaviour)
-    shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
     holder = f"rehearsal-{spool.parent.name}"
-    cluster = start(settings, shards, sender_of(referee), holder=holder, virtual=True, answer_s=_ANSWER_S)
+    referee: Any = RemoteReferee.options(name="referee", namespace=holder).remote(plan.seed, spool, plan.behaviour)
+    shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
+    sender_of = partial(referee_sender, "referee", holder)
+    cluster = start(settings, shards, sender_of, holder=holder, virtual=True, answer_s=_ANSWER_S)
     try:
         await asyncio.to_thread(cluster.wait_ready, start_us)
         yield cluster, referee

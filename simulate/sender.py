@@ -71,6 +71,9 @@ class RefereeSender:
         """Nothing is kept open."""
 
 
-def sender_of(referee: Any) -> Callable[[Fleet, Callable[[], int]], Sender]:
-    """The factory that shards are started with."""
-    return lambda _fleet, _now_us: RefereeSender(referee)
+def referee_sender(name: str, namespace: str, _fleet: Fleet, _now_us: Callable[[], int]) -> Sender:
+    """The sender of a shard, to the referee of that name; bound to the name it is the factory shards start with.
+
+    A name, not a handle: Ray cannot restart an actor whose arguments hold references.
+    """
+    return RefereeSender(ray.get_actor(name, namespace))
