@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +27,24 @@ _PING_S = 5.0
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.GetTimeoutError)
 
 
-def connect_ray(address: str | None, *, object_store_mb: int = 256) -> None:
-    """Join the Ray cluster at ``address``, or start a local one that nobody else can reach.
+@contextmanager
+def joined_ray(address: str | None) -> Iterator[None]:
+    """Ray for as long as the context lasts: the cluster at ``address``, or a local one that ends with it.
 
     Raises:
         InputError: no cluster answers at ``address``.
     """
+    _connect(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, *, object_store_mb: int = 256) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)

@@ -85,6 +85,7 @@ def simulate(
     if leads_csv is None and (columns or triggers or region):
         raise InputError("--map, --trigger, --region", "they say how to read --leads-csv", "give --leads-csv FILE too")
 
+    from actors.cluster import joined_ray
     from dispatcher.config import load_settings
     from simulate.rehearsal import START, Plan, rehearse
     from simulate.scratch import scratch_server
@@ -112,6 +113,7 @@ def simulate(
             if url is None:
                 server = stack.enter_context(scratch_server(settings.data_dir, keep=keep))
                 url, pid = server.url(), server.pid
+            stack.enter_context(joined_ray(settings.ray_address))
             watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
             own = database_url is None
             return await rehearse(plan, settings, url, reset=reset or own, server_pid=pid, watcher=watcher)

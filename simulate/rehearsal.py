@@ -17,7 +17,7 @@ import asyncpg
 import numpy as np
 import ray
 
-from actors.cluster import Cluster, connect_ray, start
+from actors.cluster import Cluster, start
 from dispatcher.config import Settings
 from dispatcher.core.graph import Sequence
 from dispatcher.core.moments import from_datetime, span_us
@@ -156,9 +156,7 @@ async def rehearse(
 
 @asynccontextmanager
 async def _actors(plan: Plan, settings: Settings, spool: Path, start_us: int) -> AsyncIterator[tuple[Cluster, Any]]:
-    """Coordinator, shards and referee, all ready: entries are open before the first lead comes."""
-    if not ray.is_initialized():
-        await asyncio.to_thread(connect_ray, settings.ray_address)
+    """Coordinator, shards and referee on Ray, all ready: entries are open before the first lead comes."""
     holder = f"rehearsal-{spool.parent.name}"
     referee: Any = RemoteReferee.options(name="referee", namespace=holder).remote(plan.seed, spool, plan.behaviour)
     shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
