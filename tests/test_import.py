@@ -402,16 +402,18 @@ async def test_triggers_that_do_not_fit_beside_the_leads_own_reject_the_rows(con
 
 async def test_a_lead_that_someone_else_inserts_meanwhile_is_merged(connection, database_url, csv_path, monkeypatch):
     other = await asyncpg.connect(database_url)
-    insert = LeadImport._insert
+    insert, attempts = LeadImport._insert, []
 
     async def insert_late(self, table, new):
-        statement = "INSERT INTO leads (phone, name) VALUES ('60123456781', 'Other') ON CONFLICT DO NOTHING"
-        await other.execute(statement)
+        if not attempts:
+            await other.execute("INSERT INTO leads (phone, name) VALUES ('60123456781', 'Other')")
+        attempts.append([lead.phone for lead in new])
         await insert(self, table, new)
 
     monkeypatch.setattr(LeadImport, "_insert", insert_late)
     assert (await take(connection, csv_path(TINY), **AS_TINY))[0] == (2, 3, 1)
     await other.close()
+    assert attempts == [["60123456781", "60123456782", "60123456783"], ["60123456782", "60123456783"]]
     assert [lead["name"] for lead in await table(connection)] == ["Other", "Bob", None]
 
 

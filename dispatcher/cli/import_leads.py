@@ -17,6 +17,7 @@ from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.lead_file import LeadReader
 from dispatcher.intake.leads import Counts, LeadImport
+from dispatcher.intake.mapping import parse_mapping
 from dispatcher.intake.rejects_file import RejectsFile
 
 BAR_AFTER_S: Final = 1.0
@@ -73,7 +74,7 @@ def import_leads(
     """
     begun = time.monotonic()
     with CsvFile(file, encoding=encoding, delimiter=delimiter) as opened:
-        reader = LeadReader(opened, _mapping(columns or []), tags=triggers or (), region=region)
+        reader = LeadReader(opened, parse_mapping(columns or ()), tags=triggers or (), region=region)
         if rejects_file is None and not dry_run:
             rejects_file = Path(f"{file}.rejects.csv")
 
@@ -96,19 +97,6 @@ def import_leads(
         _write_json(json_file, counts, seconds, dry_run)
     if not counts.finished:
         raise typer.Exit(INTERRUPTED)
-
-
-def _mapping(options: list[str]) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for option in options:
-        name, equals, column = option.partition("=")
-        name = name.strip()
-        if not equals or not name or not column:
-            raise InputError("--map", f"{option!r} is not FIELD=COLUMN", 'such as --map phone="Phone 1"')
-        if name in columns:
-            raise InputError("--map", f"{name!r} stands twice", "one column a field")
-        columns[name] = column
-    return columns
 
 
 def _stop_on_interrupt() -> asyncio.Event:

@@ -3,6 +3,7 @@
 csv_file        delimited files of any size, encoding and shape, as records with their lines
 phones          a phone number as it is written -> the digits the engine stores
 lead_file       which column means what; one record -> one lead; how two leads of one phone merge
+mapping         FIELD=COLUMN options
 leads           a whole file into the table, chunk by chunk
 rejects_file    what could not be taken, with the reason
 sequence_file   YAML -> checked sequences

@@ -103,7 +103,7 @@ class LeadReader:
         at = {name: file.column(column, _MAP) for name, column in columns.items()}
         self._at = {name: at.pop(name, None) for name in FIELDS}
         self._attributes = tuple((_attribute(name), position) for name, position in at.items())
-        self._tags = triggers.parse(triggers.merge(None, tags))
+        self._tags = triggers.merge(None, tags) or None
         self._region = check_region(region)
 
     def read(self, record: Record) -> Lead:
@@ -124,7 +124,7 @@ class LeadReader:
             read_phone(phone or "", self._region),
             name,
             niche,
-            _merged(None, (*self._tags, *triggers.parse(trigger))) or None,
+            self._tags if trigger is None else _merged(self._tags, triggers.parse(trigger)) or None,
             zone,
             None if opted_in_at is None else _moment(opted_in_at),
             {key: value for key, position in self._attributes if (value := cells[position]) is not None},
