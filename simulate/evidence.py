@@ -62,8 +62,10 @@ _MISSED_SQL: Final = """
 SELECT count(*) FROM leads l
 WHERE l.trigger <> '' AND l.opted_out_at IS NULL
   AND EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) JOIN open_entries e ON e.trigger = t.token
-              WHERE NOT EXISTS (SELECT FROM sequence_contacts c
-                                WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id))
+              WHERE NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
+                                AND c.sequence_id = e.sequence_id AND c.status IN ('active', 'in_doubt'))
+                AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
+                                AND c.sequence_id = e.sequence_id AND c.status NOT IN ('active', 'in_doubt')))
 """
 _CHUNK: Final = 500_000
 
@@ -94,6 +96,8 @@ class Evidence:
 
 async def collect(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> Evidence:
     """Read the evidence."""
+    # Autovacuum may not have looked at tables that were filled within minutes.
+    await connection.execute("ANALYZE leads, sequence_contacts, message_ledger")
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         catalogue = await _catalogue(connection)
         quotas = await connection.fetch(

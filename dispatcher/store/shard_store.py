@@ -190,18 +190,25 @@ class _End:
         ]
         return good.replace(outcome=outcome)
 
-    async def _advance(self, ends: Ends) -> int:
-        return await self._value(
-            "advance",
+    def _attempts(self, ends: Ends) -> tuple[object, ...]:
+        """What advance, finish and finish_later have in common."""
+        return (
             ends.enrolment.tolist(),
             ends.token.tolist(),
             ends.at_us.tolist(),
             ends.outcome,
             ends.message_id,
             _uuids(ends.key),
-            ends.next_trigger,
-            ends.next_due_us.tolist(),
+            ends.attempt.tolist(),
+            ends.slot_us.tolist(),
+            ends.due_us.tolist(),
+            ends.step,
+            self.epoch,
+            self.deadline_us,
         )
+
+    async def _advance(self, ends: Ends) -> int:
+        return await self._value("advance", *self._attempts(ends), ends.next_trigger, ends.next_due_us.tolist())
 
     async def _finish(self, ends: Ends) -> int:
         """Last steps, in lead order, a lead at most once a statement."""
@@ -212,17 +219,10 @@ class _End:
             fresh = np.ones(len(order), np.bool_)
             fresh[1:] = ends.lead[order][1:] != ends.lead[order][:-1]
             part = ends.take(order[fresh])
-            columns = (
-                part.enrolment.tolist(),
-                part.token.tolist(),
-                part.at_us.tolist(),
-                part.outcome,
-                part.message_id,
-                _uuids(part.key),
-            )
-            moved = await self._value("finish", *columns)
+            attempts = self._attempts(part)
+            moved = await self._value("finish", *attempts, part.lead.tolist())
             if moved < len(part):
-                moved += await self._value("finish_later", *columns)
+                moved += await self._value("finish_later", *attempts)
             done += moved
             order = order[~fresh]
         return done

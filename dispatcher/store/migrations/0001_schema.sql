@@ -27,11 +27,12 @@ CREATE FUNCTION dripline_now() RETURNS timestamptz LANGUAGE sql STABLE AS
 CREATE FUNCTION dripline_hour() RETURNS interval LANGUAGE sql STABLE AS
     $$SELECT coalesce((SELECT hour_s FROM dripline_database), 3600) * interval '1 second'$$;
 
--- Business times cross the wire as microseconds since 1970.
+-- Business times cross the wire as microseconds since 1970. Both functions must stay inlinable (no body more volatile
+-- than its declaration): a call that is not costs more than the row it stands in.
 CREATE FUNCTION dripline_at(us bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-    $$SELECT timestamptz 'epoch' + us * interval '1 microsecond'$$;
+    'SELECT to_timestamp(us::double precision / 1000000)';
 
-CREATE FUNCTION dripline_us(at timestamptz) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+CREATE FUNCTION dripline_us(at timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE AS
     'SELECT (extract(epoch FROM at) * 1000000)::bigint';
 
 -- The trigger list: exact tokens, trimmed, empty ones dropped, duplicates ignored (core.triggers says the same).

@@ -2,91 +2,84 @@
 -- token, except that an acceptance counts as long as the visit is still that attempt's, whatever the token.
 
 -- name: advance
--- Accepted, more steps.
-WITH accepted AS MATERIALIZED (
-    SELECT c.ctid AS tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
-           c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
-           dripline_at(a.at) AS at, a.outcome, a.message_id, a.key, a.next_trigger, dripline_at(a.due) AS due
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::bigint[])
-         a(id, token, at, outcome, message_id, key, next_trigger, due)
-    JOIN sequence_contacts c ON c.id = a.id AND c.lease_token = a.token
-    FOR NO KEY UPDATE OF c
-),
-written AS (
-    INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
-        accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
-    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
-        at, processing_device_id, key, visit, generation, attempt, outcome, current_trigger, message_id FROM accepted
-),
-moved AS (
+-- Accepted, more steps. What the row forgets with its lease comes with the call; what it keeps, from the row.
+WITH moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
-        current_trigger = a.next_trigger, next_trigger_time = a.due,
+        current_trigger = a.next_trigger, next_trigger_time = dripline_at(a.next_due),
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL,
         status = CASE WHEN c.stop_reason IS NULL THEN 'active' ELSE 'stopped' END,
-        finished_at = CASE WHEN c.stop_reason IS NOT NULL THEN a.at END
-    FROM accepted a WHERE c.ctid = a.tid
-)
-SELECT count(*) FROM accepted;
-
--- name: finish
--- Accepted, last step: completed, and the entry trigger comes off the lead, together. A lead at most once a call.
--- Lead rows are locked in id order and skipped where somebody holds them: finish_later takes those.
-WITH accepted AS MATERIALIZED (
-    SELECT c.ctid AS tid, l.ctid AS lead_tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time,
-           c.processing_started_at, c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt,
-           c.current_trigger, c.entry_trigger, c.stop_reason, dripline_at(a.at) AS at, a.outcome, a.message_id, a.key
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[])
-         a(id, token, at, outcome, message_id, key)
-    JOIN sequence_contacts c ON c.id = a.id AND c.lease_token = a.token
-    JOIN leads l ON l.id = c.lead_id
-    FOR NO KEY UPDATE OF c, l SKIP LOCKED
+        finished_at = CASE WHEN c.stop_reason IS NOT NULL THEN dripline_at(a.at) END
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
+                $8::bigint[], $9::bigint[], $10::text[], $13::text[], $14::bigint[])
+         a(id, token, at, outcome, message_id, key, attempt, slot, due, step, next_trigger, next_due)
+    WHERE c.id = a.id AND c.lease_token = a.token
+    RETURNING c.id, c.sequence_id, c.lead_id, c.home_device_id, c.visit - 1 AS visit, c.generation, a.at, a.outcome,
+              a.message_id, a.key, a.attempt, a.slot, a.due, a.step
 ),
 written AS (
     INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
         accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
-    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
-        at, processing_device_id, key, visit, generation, attempt, outcome, current_trigger, message_id FROM accepted
-),
-taken_off AS (
-    UPDATE leads l SET trigger = dripline_without(l.trigger, a.entry_trigger)
-    FROM accepted a WHERE l.ctid = a.lead_tid
+    SELECT id, sequence_id, lead_id, $11::bigint, dripline_at(due), dripline_at(slot), dripline_at(slot + $12::bigint),
+        dripline_at(at), home_device_id, key, visit, generation, attempt, outcome, step, message_id FROM moved
+)
+SELECT count(*) FROM moved;
+
+-- name: finish
+-- Accepted, last step: completed, and the entry trigger comes off the lead, together. A lead at most once a call.
+-- Lead rows are locked in the order of the call and skipped where somebody holds them: finish_later takes those.
+WITH accepted AS MATERIALIZED (
+    SELECT l.ctid AS lead_tid, a.*
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
+                $8::bigint[], $9::bigint[], $10::text[], $13::bigint[])
+         a(id, token, at, outcome, message_id, key, attempt, slot, due, step, lead)
+    JOIN leads l ON l.id = a.lead
+    FOR NO KEY UPDATE OF l SKIP LOCKED
 ),
 moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
-        lease_epoch = NULL, next_trigger_time = NULL, status = 'completed', finished_at = a.at
-    FROM accepted a WHERE c.ctid = a.tid
-)
-SELECT count(*) FROM accepted;
-
--- name: finish_later
--- As finish, but the lead's row is locked (or gone): the lease ends now, completion follows in a later pass.
-WITH accepted AS MATERIALIZED (
-    SELECT c.ctid AS tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
-           c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
-           dripline_at(a.at) AS at, a.outcome, a.message_id, a.key
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[])
-         a(id, token, at, outcome, message_id, key)
-    JOIN sequence_contacts c ON c.id = a.id AND c.lease_token = a.token
-    FOR NO KEY UPDATE OF c
+        lease_epoch = NULL, next_trigger_time = NULL, status = 'completed', finished_at = dripline_at(a.at)
+    FROM accepted a WHERE c.id = a.id AND c.lease_token = a.token
+    RETURNING c.id, c.sequence_id, c.lead_id, c.home_device_id, c.visit - 1 AS visit, c.generation, c.entry_trigger,
+              a.lead_tid, a.at, a.outcome, a.message_id, a.key, a.attempt, a.slot, a.due, a.step
 ),
 written AS (
     INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
         accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
-    SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
-        at, processing_device_id, key, visit, generation, attempt, outcome, current_trigger, message_id FROM accepted
+    SELECT id, sequence_id, lead_id, $11::bigint, dripline_at(due), dripline_at(slot), dripline_at(slot + $12::bigint),
+        dripline_at(at), home_device_id, key, visit, generation, attempt, outcome, step, message_id FROM moved
 ),
-moved AS (
+taken_off AS (
+    UPDATE leads l
+    SET trigger = CASE WHEN l.trigger <> m.entry_trigger THEN dripline_without(l.trigger, m.entry_trigger) END
+    FROM moved m WHERE l.ctid = m.lead_tid
+)
+SELECT count(*) FROM moved;
+
+-- name: finish_later
+-- As finish, but the lead's row is locked (or gone): the lease ends now, completion follows in a later pass.
+WITH moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL, next_trigger_time = NULL
-    FROM accepted a WHERE c.ctid = a.tid
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
+                $8::bigint[], $9::bigint[], $10::text[])
+         a(id, token, at, outcome, message_id, key, attempt, slot, due, step)
+    WHERE c.id = a.id AND c.lease_token = a.token
+    RETURNING c.id, c.sequence_id, c.lead_id, c.home_device_id, c.visit - 1 AS visit, c.generation, a.at, a.outcome,
+              a.message_id, a.key, a.attempt, a.slot, a.due, a.step
+),
+written AS (
+    INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+        accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
+    SELECT id, sequence_id, lead_id, $11::bigint, dripline_at(due), dripline_at(slot), dripline_at(slot + $12::bigint),
+        dripline_at(at), home_device_id, key, visit, generation, attempt, outcome, step, message_id FROM moved
 )
-SELECT count(*) FROM accepted;
+SELECT count(*) FROM moved;
 
 -- name: end_attempts
 -- Every other outcome. next: waiting | failed | stopped | in_doubt, decided by core.enrolment.
