@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,32 +26,37 @@ from dispatcher.config import Settings
 from dispatcher.errors import DriplineError, InputError
 
 _START_S = 120.0
-_PING_S = 5.0
-_LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.GetTimeoutError)
+_LEAST_S = 5.0
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.GetTimeoutError, TimeoutError)
 
 
 @contextmanager
-def joined_ray(address: str | None) -> Iterator[None]:
+def joined_ray(address: str | None, *, show_logs: bool = False) -> Iterator[None]:
     """Ray for as long as the context lasts: the cluster at ``address``, or a local one that ends with it.
+
+    Args:
+        show_logs: repeat what actors log on stderr.
 
     Raises:
         InputError: no cluster answers at ``address``.
     """
-    _connect(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    _connect(address, show_logs)
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits with status 15
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _connect(address: str | None, *, object_store_mb: int = 256) -> None:
+def _connect(address: str | None, show_logs: bool, *, object_store_mb: int = 256) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(address=address, log_to_driver=show_logs, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"Ray at {address}", first, "start one with: ray start --head") from None
         return
@@ -57,7 +65,7 @@ def _connect(address: str | None, *, object_store_mb: int = 256) -> None:
     ray.init(
         address="local",
         include_dashboard=False,
-        log_to_driver=False,
+        log_to_driver=show_logs,
         configure_logging=False,
         object_store_memory=object_store_mb << 20,
         _temp_dir=_short_temp_dir(),
@@ -71,13 +79,23 @@ def _short_temp_dir() -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """How a drain went."""
+
+    given_back: int
+    """Leases that had not left and wait again."""
+    unfinished: list[int]
+    """Shards that did not finish."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """Running actors."""
 
     coordinator: Any
     shards: list[Any]
 
-    def wait_ready(self, now_us: int | None = None, timeout_s: float = _START_S) -> None:
+    async def wait_ready(self, now_us: int | None = None, timeout_s: float | None = _START_S) -> None:
         """Wait until the coordinator leads and every shard owns its devices.
 
         The coordinator goes first: it gives devices to shards.
@@ -85,16 +103,34 @@ class Cluster:
         Raises:
             DriplineError: they did not get ready in time.
         """
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         for actor in (self.coordinator, *self.shards):
-            _persistently(partial(actor.ready.remote, now_us), deadline_s)
+            await _persistently(partial(actor.ready.remote, now_us), deadline_s)
 
-    def drain(self, timeout_s: float = 60.0) -> int:
-        """Stop claiming, give back what has not left, write what is known; returns how many leases went back."""
+    async def drain(self, timeout_s: float = 60.0) -> Drained:
+        """Stop claiming, give back what has not left, write what is known, give leadership up.
+
+        A shard that dies meanwhile, or does not finish in time, leaves its leases to the rescue of the next start.
+        """
         deadline_s = time.monotonic() + timeout_s
-        _persistently(self.coordinator.drain.remote, deadline_s)
-        counts = [shard.drain.remote() for shard in self.shards]
-        return sum(ray.get(counts, timeout=max(deadline_s - time.monotonic(), 1.0)))
+        with contextlib.suppress(DriplineError):
+            await _persistently(self.coordinator.drain.remote, deadline_s)
+        answers = await asyncio.gather(
+            *(
+                asyncio.wait_for(shard.drain.remote(), max(deadline_s - time.monotonic(), _LEAST_S))
+                for shard in self.shards
+            ),
+            return_exceptions=True,
+        )
+        with contextlib.suppress(*_LOST):
+            await asyncio.wait_for(self.coordinator.leave.remote(), _LEAST_S)
+        unfinished = []
+        for shard, answer in enumerate(answers):
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, _LOST):
+                    raise answer
+                unfinished.append(shard)
+        return Drained(sum(answer for answer in answers if isinstance(answer, int)), unfinished)
 
     def stop(self) -> None:
         """End the actors; nothing is written."""
@@ -120,7 +156,9 @@ def start(
     names = [f"shard-{number}" for number in range(shards)]
     options: dict[str, Any] = {"namespace": namespace, "get_if_exists": True, "max_concurrency": 64}
     handles: list[Any] = [
-        RemoteShard.options(name=name, **options).remote(number, settings, holder, sender_of, virtual)
+        RemoteShard.options(name=name, scheduling_strategy="SPREAD", **options).remote(
+            number, settings, holder, sender_of, virtual
+        )
         for number, name in enumerate(names)
     ]
     coordinator: Any = RemoteCoordinator.options(name="coordinator", **options).remote(
@@ -129,12 +167,13 @@ def start(
     return Cluster(coordinator, handles)
 
 
-def _persistently(call: Callable[[], ray.ObjectRef[Any]], deadline_s: float) -> Any:
+async def _persistently(call: Callable[[], ray.ObjectRef[Any]], deadline_s: float) -> Any:
     """Repeat a call whose repetition changes nothing, until an incarnation answers it."""
     while True:
+        left_s = None if deadline_s == math.inf else max(deadline_s - time.monotonic(), 0.1)
         try:
-            return ray.get(call(), timeout=max(deadline_s - time.monotonic(), 0.1))
+            return await asyncio.wait_for(call(), left_s)
         except _LOST as error:
             if time.monotonic() >= deadline_s:
-                raise DriplineError(f"an actor did not get ready in time: {error}") from None
-            time.sleep(0.2)
+                raise DriplineError(f"an actor did not answer in time: {type(error).__name__}") from None
+            await asyncio.sleep(0.2)

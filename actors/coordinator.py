@@ -7,8 +7,11 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
+import asyncpg
 import ray
 
 from actors.shards import RayShards
@@ -23,8 +26,11 @@ from dispatcher.store.coordinator_store import CoordinatorStore
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
+_LEAST_S = 0.05
+_HEAR_S = 1.0
 _CONNECTIONS = 4
-_MISSES = 3
+HUNG_S = 15.0
+"""An actor that has not answered for so long is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,18 @@ class ShardNames:
     names: list[str]
     answer_s: float
     """How long one may take to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorFigures:
+    """What one incarnation of the coordinator has done so far."""
+
+    epoch: int
+    """0 while it does not lead, -1 when this incarnation has ended."""
+    enrolled: int
+    claimed: int
+    next_us: int
+    """The next moment something can happen; ``NEVER_US`` when nothing waits."""
 
 
 class Coordinator:
@@ -54,7 +72,11 @@ class Coordinator:
         self._clock = DatabaseClock(settings.skew_s)
         self._service: service.Coordinator | None = None
         self._wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._passes: asyncio.Task[Any] | None = None
+        self._pass_us = 0
+        self._probed_s = 0.0
+        self._enrolled = self._claimed = 0
         self._busy = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._draining = False
@@ -93,16 +115,32 @@ class Coordinator:
                 _log.warning("%s leads; this installation waits", await coordinator.leader())
                 await asyncio.sleep(_PAUSE_S)
             if now_us is None:
-                self._clock.observe((await store.seat.beat(self._settings.leader_s)).wall_us)
+                begun_s = time.monotonic()
+                wall_us = (await store.seat.beat(self._settings.leader_s)).wall_us
+                self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
             await coordinator.take_over(self._clock.now_us() if now_us is None else now_us, len(self._names.names))
         except BaseException:
             await store.close()
             raise
         self._service = coordinator
-        loops = [self._keep_leading(), self._watch_shards()]
+        self._start_task(self._keep_leading())
+        self._start_task(self._watch_shards())
         if not self._virtual:
-            loops += [self._live(), self._listen()]
-        self._tasks = [asyncio.create_task(loop) for loop in loops]
+            self._start_task(self._listen())
+            self._passes = self._start_task(self._live())
+
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        """What a task broke off with is a bug: another incarnation starts from what PostgreSQL holds."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the coordinator broke off and is to be replaced", exc_info=error)
+            self._fenced = True
 
     @property
     def _own(self) -> service.Coordinator:
@@ -111,15 +149,16 @@ class Coordinator:
         return self._service
 
     async def ping(self) -> int:
-        """The epoch; 0 while it does not lead, -1 once another has taken over."""
+        """The epoch; 0 while it does not lead, -1 when this incarnation has ended and waits to be replaced."""
         if self._fenced:
             return -1
-        if self._service is None and not self._virtual and not self._starting.locked():
-            self._tasks.append(asyncio.create_task(self._lead_again()))
+        if self._service is None and not (self._virtual or self._draining or self._starting.locked()):
+            self._start_task(self.ready())
         return self._service.epoch if self._service is not None else 0
 
-    async def _lead_again(self) -> None:
-        await self.ready()
+    async def figures(self) -> CoordinatorFigures:
+        """What this incarnation has done so far, for those who watch."""
+        return CoordinatorFigures(await self.ping(), self._enrolled, self._claimed, self._pass_us)
 
     def pid(self) -> int:
         """The process, for those who test what happens when it dies."""
@@ -131,20 +170,30 @@ class Coordinator:
             return await self._own.run_once(now_us, until_us - now_us)
 
     async def drain(self) -> None:
-        """Stop claiming and give leadership up."""
+        """Stop claiming; a pass under way ends first. Leadership stays, so that nobody takes the shards over yet."""
         self._draining = True
+        self._wake.set()
+        if self._passes is not None:
+            await asyncio.wait({self._passes})
+        async with self._busy:
+            return
+
+    async def leave(self) -> None:
+        """Give leadership up."""
         for task in self._tasks:
             task.cancel()
-        async with self._busy:
-            if self._service is not None and not self._fenced:
-                await self._service.leave()
+        service, self._service = self._service, None
+        if service is not None and not self._fenced:
+            await service.leave()
 
     # Loops ---------------------------------------------------------------------------------------------------
 
     async def _keep_leading(self) -> None:
         while not self._fenced:
+            begun_s = time.monotonic()
             try:
-                self._clock.observe(await self._own.beat())
+                wall_us = await self._own.beat()
+                self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
             except StoreUnavailableError as error:
                 _log.warning("leadership not renewed: %s", error)
             except FencedError as error:
@@ -153,33 +202,44 @@ class Coordinator:
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _live(self) -> None:
-        probed_s = time.monotonic()
+        """Passes at the next moment of work, when woken, and at latest after a cycle."""
+        wait_s = 0.0
         while not (self._draining or self._fenced):
-            wait_s = _PAUSE_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+            woken = self._wake.is_set()
+            self._wake.clear()
+            if woken or not self._clock.trusted:
+                self._pass_us = 0
             try:
-                async with self._busy:
-                    if self._clock.trusted:
-                        if time.monotonic() - probed_s >= self._settings.cycle_s:
-                            probed_s = time.monotonic()
-                            await self._own.probe()
-                        wait_s = await self._pass()
+                wait_s = await self._work() if self._clock.trusted and not self._draining else _PAUSE_S
             except StoreUnavailableError as error:
                 _log.warning("pass broken off: %s", error)
+                wait_s, self._pass_us = _PAUSE_S, 0
             except FencedError as error:
                 _log.error("%s: this coordinator stops", error)
                 self._fenced = True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
-            self._wake.clear()
 
-    async def _pass(self) -> float:
-        """One pass over real time; returns how long nothing can happen, as far as is known."""
+    async def _work(self) -> float:
+        """A pass if it is time for one, else only news; returns how many seconds nothing needs to be done."""
         now_us = self._clock.now_us()
-        done = await self._own.run_once(now_us, span_us(self._settings.horizon_s))
-        if done.more:
-            return 0.0
-        ahead_s = (done.next_us - self._clock.now_us()) / SECOND_US
-        return min(max(ahead_s, 0.02), self._settings.cycle_s)
+        if now_us < self._pass_us:
+            self._pass_us = min(self._pass_us, await self._own.hear())
+        else:
+            if time.monotonic() - self._probed_s >= self._settings.cycle_s:
+                self._probed_s = time.monotonic()
+                await self._own.probe()
+            done = await self._own.run_once(now_us, span_us(self._settings.horizon_s))
+            self._enrolled += done.enrol.enrolled
+            self._claimed += done.claimed
+            if done.more:
+                self._pass_us = 0
+                return 0.0
+            self._pass_us = min(done.next_us, now_us + span_us(self._settings.cycle_s))
+            if done.silent:
+                self._pass_us = max(self._pass_us, now_us + span_us(_PAUSE_S))
+        ahead_s = (self._pass_us - self._clock.now_us()) / SECOND_US
+        return min(max(ahead_s, _LEAST_S), _HEAR_S)
 
     async def _listen(self) -> None:
         """Wake on NOTIFY; what is missed is seen after a cycle."""
@@ -187,27 +247,34 @@ class Coordinator:
         while True:
             try:
                 connection = await connect(self._settings.database_url, application_name="dripline wake")
-                await connection.add_listener("dripline_wake", lambda *_: self._wake.set())
-                while not connection.is_closed():
-                    await asyncio.sleep(_PAUSE_S)
-            except StoreError as error:
+                try:
+                    await connection.add_listener("dripline_wake", lambda *_: self._wake.set())
+                    self._wake.set()
+                    while not connection.is_closed():
+                        await asyncio.sleep(_PAUSE_S)
+                finally:
+                    connection.terminate()
+            except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 _log.warning("not listening: %s", error)
             await asyncio.sleep(_PAUSE_S)
 
     async def _watch_shards(self) -> None:
-        """Replace shards that hang: Ray notices a dead process, never a stopped one."""
-        misses = [0] * len(self._names.names)
+        """Replace shards that have ended or hang: Ray notices a dead process, never a stopped one."""
+        shards = range(len(self._names.names))
+        heard_s = [time.monotonic() for _ in shards]
         while not (self._draining or self._fenced):
             await asyncio.sleep(self._settings.heartbeat_s)
-            for shard in range(len(misses)):
-                try:
-                    alive = await self._shards.ping(shard, self._settings.heartbeat_s) >= 0
-                except ShardUnavailableError:
-                    alive = False
-                misses[shard] = 0 if alive else misses[shard] + 1
-                if misses[shard] >= _MISSES:
-                    _log.error("shard %d does not answer: replaced", shard)
-                    misses[shard] = 0
+            pings = (self._shards.ping(shard, self._settings.heartbeat_s) for shard in shards)
+            answers = await asyncio.gather(*pings, return_exceptions=True)
+            for shard, answer in enumerate(answers):
+                if isinstance(answer, BaseException) and not isinstance(answer, ShardUnavailableError):
+                    raise answer
+                # A dead one is being restarted by Ray, however long that takes; only silence is suspicious.
+                silent = isinstance(answer, ShardUnavailableError) and isinstance(answer.__cause__, TimeoutError)
+                heard_s[shard] = heard_s[shard] if silent else time.monotonic()
+                if answer == -1 or time.monotonic() - heard_s[shard] >= HUNG_S:
+                    _log.error("shard %d %s: replaced", shard, "has ended" if answer == -1 else "does not answer")
+                    heard_s[shard] = time.monotonic()
                     with contextlib.suppress(ValueError):
                         await self._shards.replace(shard)
 

@@ -6,16 +6,20 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from dispatcher.clock import DatabaseClock
+from dispatcher.completer import persistently
 from dispatcher.config import Settings
 from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, SlotOffer
 from dispatcher.core.fleet import Fleet
-from dispatcher.errors import FencedError, StoreError, StoreUnavailableError
+from dispatcher.core.moments import span_us
+from dispatcher.errors import FencedError, ShardUnavailableError, StoreError, StoreUnavailableError
 from dispatcher.ports import Sender
 from dispatcher.shard import Shard
 from dispatcher.store.connect import open_pool
@@ -29,6 +33,17 @@ _CONNECTIONS = 3
 
 SenderOf = Callable[[Fleet, Callable[[], int]], Sender]
 """Makes a sender for a shard's devices, given business time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """What one incarnation of a shard has done so far."""
+
+    epoch: int
+    in_hand: int
+    """Leases without a written end."""
+    outcomes: dict[str, int]
+    """Attempts by outcome."""
 
 
 class DeviceShard:
@@ -50,7 +65,9 @@ class DeviceShard:
         self._now_us = self._until_us = 0
         self._shard: Shard | None = None
         self._loop: asyncio.Task[None] | None = None
-        self._sending: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._completion: asyncio.Task[Any] | None = None
+        self._outcomes: Counter[str] = Counter()
         self._fenced = False
         self._draining = False
         self._starting = asyncio.Lock()
@@ -83,14 +100,16 @@ class DeviceShard:
         shard = Shard(self._number, self._settings, store, lambda fleet: self._sender_of(fleet, self._business_us))
         try:
             if now_us is None:
-                self._clock.observe((await store.seat.beat(self._settings.leader_s)).wall_us)
+                begun_s = time.monotonic()
+                wall_us = (await store.seat.beat(self._settings.leader_s)).wall_us
+                self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
             await shard.take_over(self._clock.now_us() if now_us is None else now_us)
         except BaseException:
             await store.close()
             raise
         self._now_us = self._until_us = now_us or 0
         self._shard = shard
-        self._loop = asyncio.create_task(self._keep_epoch() if self._virtual else self._live())
+        self._loop = self._start_task(self._keep_epoch() if self._virtual else self._live())
 
     def _business_us(self) -> int:
         return self._until_us if self._virtual else self._clock.now_us()
@@ -98,20 +117,28 @@ class DeviceShard:
     @property
     def _own(self) -> Shard:
         if self._shard is None or self._fenced:
-            raise RuntimeError(f"shard {self._number} does not own its devices")
+            raise ShardUnavailableError(f"shard {self._number} does not own its devices")
         return self._shard
 
     async def ping(self) -> int:
-        """The epoch, 0 while there is none; starts taking over when nobody has asked for it yet."""
+        """The epoch, 0 while there is none; starts taking over when nobody has asked for it yet.
+
+        -1: this incarnation has ended and waits to be replaced.
+        """
         if self._fenced:
             return -1
-        if self._shard is None and not self._virtual and not self._starting.locked():
+        if self._shard is None and not (self._virtual or self._draining or self._starting.locked()):
             self._start_task(self.ready())
         return self._shard.epoch if self._shard is not None else 0
 
     def pid(self) -> int:
         """The process, for those who test what happens when it dies."""
         return os.getpid()
+
+    async def figures(self) -> ShardFigures:
+        """What this incarnation has done so far, for those who watch."""
+        in_hand = self._shard.in_hand if self._shard is not None else 0
+        return ShardFigures(await self.ping(), in_hand, dict(self._outcomes))
 
     # Calls ---------------------------------------------------------------------------------------------------
 
@@ -134,6 +161,10 @@ class DeviceShard:
                 await self._own.complete(self._until_us)
         return self._own.take_due()
 
+    async def take_due(self) -> DueSoon:
+        """What became due again; see ``Shard.take_due``."""
+        return self._own.take_due()
+
     async def fate(self, token: Int64s, enrolment: Int64s) -> Int8s:
         """What became of leases; see ``Shard.fate``."""
         return self._own.fate(token, enrolment)
@@ -143,10 +174,13 @@ class DeviceShard:
         self._draining = True
         if self._loop is not None:
             self._loop.cancel()
-        given_back = 0
-        if self._shard is not None and not self._fenced:
-            given_back = await self._shard.drain(self._business_us())
-            await self._shard.close()
+        shard, self._shard = self._shard, None
+        if shard is None or self._fenced:
+            return 0
+        if not self._virtual:
+            await persistently(shard.adopt)
+        given_back = await shard.drain(self._business_us())
+        await shard.close()
         return given_back
 
     # Loops ---------------------------------------------------------------------------------------------------
@@ -157,9 +191,10 @@ class DeviceShard:
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _beat(self) -> None:
+        begun_s = time.monotonic()
         try:
             wall_us = await self._own.beat()
-            self._clock.observe(wall_us)
+            self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
         except StoreUnavailableError as error:
             _log.warning("shard %d could not renew its epoch: %s", self._number, error)
         except FencedError as error:
@@ -189,19 +224,26 @@ class DeviceShard:
         now_us = self._clock.now_us()
         next_us = self._own.next_slot_us
         if next_us is not None and next_us <= now_us and self._clock.trusted:
-            self._start_task(self._own.hand_over(now_us, now_us))
-        if self._own.ripe:
-            self._start_task(self._own.complete(now_us))
+            self._start_task(self._hand_over(now_us))
+        if self._own.ripe and (self._completion is None or self._completion.done()):
+            self._completion = self._start_task(self._own.complete(now_us))
 
-    def _start_task(self, work: Coroutine[Any, Any, Any]) -> None:
+    async def _hand_over(self, now_us: int) -> None:
+        done = await self._own.hand_over(now_us, now_us)
+        self._outcomes.update(done.outcomes)
+
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
-        self._sending.add(task)
-        task.add_done_callback(self._sent)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+        return task
 
-    def _sent(self, task: asyncio.Task[Any]) -> None:
-        self._sending.discard(task)
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        """What a task broke off with is a bug: what it had in hand is resolved by epoch, once this is replaced."""
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("shard %d: a hand-over broke off", self._number, exc_info=error)
+            _log.error("shard %d broke off and is to be replaced", self._number, exc_info=error)
+            self._fenced = True
 
 
 RemoteShard = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=0)(DeviceShard)

@@ -37,13 +37,18 @@ class RayShards:
         due: DueSoon = await self._call(shard, "deliver", offer, leased)
         return due
 
+    async def take_due(self, shard: int) -> DueSoon:
+        """See ``ports.Shards``."""
+        due: DueSoon = await self._call(shard, "take_due")
+        return due
+
     async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
         fate: Int8s = await self._call(shard, "fate", token, enrolment)
         return fate
 
     async def ping(self, shard: int, answer_s: float) -> int:
-        """The shard's epoch; 0 while it has none."""
+        """The shard's epoch; 0 while it has none, -1 when this incarnation has ended."""
         return int(await self._call(shard, "ping", answer_s=answer_s))
 
     async def replace(self, shard: int) -> None:

@@ -22,12 +22,16 @@ class DatabaseClock:
         self._last_us = 0
         self._agreements = 0
 
-    def observe(self, wall_us: int) -> None:
-        """Take the database's clock as read just now, in microseconds."""
-        offset_us = wall_us - time.monotonic_ns() // 1000
+    def observe(self, wall_us: int, took_us: int = 0) -> None:
+        """Take the database's clock, in microseconds, as it was read at some moment of the last ``took_us``.
+
+        A slow answer is no disagreement: any reading within its time that fits the clock so far confirms it.
+        """
+        least_us = wall_us - time.monotonic_ns() // 1000
         if self._offset_us is None:
-            self._offset_us, self._agreements = offset_us, 2
+            self._offset_us, self._agreements = least_us, 2
             return
+        offset_us = min(max(self._offset_us, least_us), least_us + took_us)
         agrees = abs(offset_us - self._offset_us) <= self._skew_us
         self._agreements = self._agreements + 1 if agrees else 0
         self._offset_us = offset_us

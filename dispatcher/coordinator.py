@@ -88,6 +88,7 @@ class Coordinator:
     async def probe(self) -> None:
         """Look every device's next due moment up again: what was written from outside is seen at latest now."""
         everything = np.arange(len(self._fleet))
+        self._ask_again(everything)
         for start in range(0, len(everything), _PROBE_ROWS):
             await self._look_up(everything[start : start + _PROBE_ROWS])
 
@@ -108,6 +109,21 @@ class Coordinator:
             await self.probe()
         claimed, silent = await self._dispatch(now_us, horizon_us)
         return Pass(claimed, enrol, rescue, balance, self._next_us(), silent)
+
+    async def hear(self) -> int:
+        """Take in what became due and whose slots became free meanwhile; returns the next moment of work.
+
+        In production messages end between passes; a shard that does not answer is heard later.
+        """
+        answers = await asyncio.gather(
+            *(self._shards.take_due(shard) for shard in range(self.shards)), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, DueSoon):
+                self._note_due(answer)
+            elif not isinstance(answer, ShardUnavailableError):
+                raise answer
+        return self._next_us()
 
     # Dispatch ------------------------------------------------------------------------------------------------
 
@@ -182,6 +198,11 @@ class Coordinator:
         known = np.isin(due.number, self._fleet.number)
         rows = self._fleet.rows(due.number[known])
         self._next_due[rows] = np.minimum(self._next_due[rows], due.due_us[known])
+        self._ask_again(rows)
+
+    def _ask_again(self, rows: Indices) -> None:
+        """A device that was full of messages in flight, or unavailable, may have free slots again."""
+        self._next_free[rows[self._next_free[rows] >= NEVER_US]] = 0
 
     async def _look_up(self, rows: Indices) -> None:
         self._next_due[rows] = await self._store.next_due([self._fleet.device_id[row] for row in rows.tolist()])

@@ -54,5 +54,8 @@ class Shards(Protocol):
     async def deliver(self, shard: int, offer: int, leased: Leased | None) -> DueSoon:
         """Route what was claimed for ``offer``, None when nothing was; returns what became due again meanwhile."""
 
+    async def take_due(self, shard: int) -> DueSoon:
+        """What became due again since the shard was asked last, and the devices with an attempt that has ended."""
+
     async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
         """``Fate`` of each lease, by the shard's live incarnation."""

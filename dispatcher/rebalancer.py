@@ -65,7 +65,8 @@ class Rebalancer:
     async def _move(self, fleet: Fleet) -> int:
         if not len(fleet) or not fleet.available.any():
             return 0
-        misplaced = await self._store.misplaced(self._settings.bulk_rows)
+        left = [fleet.device_id[row] for row in np.flatnonzero(fleet.left).tolist()]
+        misplaced = await self._store.misplaced(left, self._settings.bulk_rows)
         if not len(misplaced):
             return 0
         weight = np.where(fleet.available, fleet.quota_per_day, 0).astype(np.float64)

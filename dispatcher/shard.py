@@ -396,6 +396,11 @@ class Shard:
         self._completer.add(ends_of(leased, keys, outcomes, self._catalogue, idempotent, self._settings))
 
     @property
+    def in_hand(self) -> int:
+        """Leases without a written end."""
+        return sum(map(len, (*self._pending, *self._out.values()))) + len(self._completer.unwritten())
+
+    @property
     def ripe(self) -> bool:
         """Whether ends wait that should be written now."""
         return self._completer.ripe
@@ -414,7 +419,7 @@ class Shard:
             ],
             np.bool_,
         )
-        self._due.append((ends.device[waits], ends.next_due_us[waits]))
+        self._due.append((ends.device, np.where(waits, ends.next_due_us, NEVER_US)))
 
     # Leases --------------------------------------------------------------------------------------------------
 

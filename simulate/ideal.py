@@ -24,7 +24,7 @@ class Gap:
     mean_s: float
     max_s: float
     binding_limit: str
-    """What most often made a message of the ideal schedule wait: ``hour``, ``day``, ``pacing``, or ``none``."""
+    """What made devices of the ideal schedule wait longest in sum: ``hour``, ``day``, ``pacing``, or ``none``."""
 
 
 def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_us: int, guard_us: int) -> Gap:
@@ -46,7 +46,7 @@ def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_u
     due = due_us[np.lexsort((due_us, row))]
     slot = slot_us[np.lexsort((slot_us, row))]
     ideal = np.empty_like(due)
-    waits = np.zeros(len(_LIMITS), np.int64)
+    waits_us = np.zeros(len(_LIMITS))
     gap_us = np.maximum(np.rint(fleet.min_gap_s * SECOND_US).astype(np.int64), 1)
     windows = (
         (np.minimum(fleet.quota_per_hour, fleet.quota_per_day), hour_us + guard_us),
@@ -61,7 +61,9 @@ def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_u
             bounds.append(np.where(back >= 0, ideal[np.maximum(at - quota[busy], 0)] + window_us, _LONG_AGO))
         stacked = np.stack(bounds)
         ideal[at] = stacked.max(axis=0)
-        waits += np.bincount(stacked.argmax(axis=0), minlength=len(_LIMITS))
+        before = ideal[np.maximum(at - 1, 0)] if nth else due[at]
+        waited_us = ideal[at] - np.maximum(due[at], before)
+        waits_us += np.bincount(stacked.argmax(axis=0), waited_us, minlength=len(_LIMITS))
     late_s = (slot - ideal) / SECOND_US
-    binding = _LIMITS[1 + int(waits[1:].argmax())] if waits[1:].any() else "none"
+    binding = _LIMITS[1 + int(waits_us[1:].argmax())] if waits_us[1:].any() else "none"
     return Gap(float(late_s.mean()), float(late_s.max()), binding)

@@ -126,7 +126,7 @@ async def rehearse(
             )
             progress = await driver.run()
             steps = await referee.steps.remote()
-            await asyncio.to_thread(cluster.drain)
+            await cluster.drain()
             mark("virtual time", "verdict")
         receipts = read(spool, steps)
         evidence = await _evidence(url)
@@ -163,7 +163,7 @@ async def _actors(plan: Plan, settings: Settings, spool: Path, start_us: int) ->
     sender_of = partial(referee_sender, "referee", holder)
     cluster = start(settings, shards, sender_of, holder=holder, virtual=True, answer_s=_ANSWER_S)
     try:
-        await asyncio.to_thread(cluster.wait_ready, start_us)
+        await cluster.wait_ready(start_us)
         yield cluster, referee
     finally:
         cluster.stop()

@@ -125,7 +125,7 @@ class Outcomes(Columns):
 
 @dataclass(frozen=True, slots=True)
 class DueSoon(Columns):
-    """The earliest moment at which something is due, for devices whose enrolments moved on."""
+    """The earliest moment at which something is due, for devices whose enrolments moved on; may be ``NEVER_US``."""
 
     number: Int32s
     due_us: Int64s

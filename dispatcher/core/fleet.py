@@ -35,6 +35,9 @@ class Fleet(Columns):
     min_gap_s: NDArray[np.float64]
     available: NDArray[np.bool_]
     """False for draining, quarantined and offline devices."""
+    left: NDArray[np.bool_]
+    """True for devices whose waiting enrolments move elsewhere: draining, offline, quarantined - but never because of a
+    quality signal, which shifts no load onto other numbers."""
     idempotent: NDArray[np.bool_]
     """Whether the gateway honours idempotency keys."""
     device_id: list[UUID]

@@ -285,9 +285,9 @@ class CoordinatorStore:
 
     # Rebalance -----------------------------------------------------------------------------------------------
 
-    async def misplaced(self, rows: int) -> Int64s:
-        """Waiting enrolments whose home device cannot send and may be left, at most ``rows``."""
-        return np.array([row["id"] for row in await self._session.rows("misplaced", rows)], np.int64)
+    async def misplaced(self, left: list[UUID], rows: int) -> Int64s:
+        """Waiting enrolments whose home device is among ``left``, or that have none; at most ``rows``."""
+        return np.array([row["id"] for row in await self._session.rows("misplaced", left, rows)], np.int64)
 
     async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
         """Give waiting enrolments another home device."""

@@ -66,6 +66,13 @@ async def read_fleet(session: Session) -> Fleet:
         in_flight_max=np.array(column.get("in_flight_max", []), np.int32),
         min_gap_s=np.array(column.get("min_gap_s", []), np.float64),
         available=np.array([health == "available" for health in column.get("health", [])], np.bool_),
+        left=np.array(
+            [
+                health in ("draining", "offline") or (health == "quarantined" and cause != "quality")
+                for health, cause in zip(column.get("health", []), column.get("health_cause", []), strict=True)
+            ],
+            np.bool_,
+        ),
         idempotent=np.array(column.get("gateway_idempotent", []), np.bool_),
         device_id=column.get("id", []),
         name=column.get("name", []),

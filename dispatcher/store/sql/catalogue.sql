@@ -15,7 +15,7 @@ FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
-       in_flight_max, min_gap_s, shard_id, health
+       in_flight_max, min_gap_s, shard_id, health, health_cause
 FROM devices ORDER BY number;
 
 -- name: assign_shards

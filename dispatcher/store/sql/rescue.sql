@@ -13,17 +13,18 @@ WHERE c.processing_device_id IS NOT NULL
 LIMIT $2::bigint;
 
 -- name: misplaced
--- Waiting enrolments without a device, or on one that cannot send and may be left: never pinned ones, never strict
--- senders, and never because of a quality signal.
+-- Waiting enrolments of devices that are left, and those without a device: never pinned ones, never strict senders.
 SELECT c.id
-FROM devices d JOIN sequence_contacts c ON c.home_device_id = d.id
-JOIN sequences s ON s.id = c.sequence_id
-WHERE (d.health IN ('draining', 'offline') OR (d.health = 'quarantined' AND d.health_cause IS DISTINCT FROM 'quality'))
-  AND c.status = 'active' AND NOT c.held AND NOT c.pinned AND c.processing_device_id IS NULL
-  AND s.sender_policy <> 'strict'
+FROM unnest($1::uuid[]) d(id)
+CROSS JOIN LATERAL (
+    SELECT w.id FROM sequence_contacts w
+    WHERE w.home_device_id = d.id AND w.status = 'active' AND NOT w.held AND NOT w.pinned
+      AND w.processing_device_id IS NULL
+      AND w.sequence_id = ANY (ARRAY (SELECT s.id FROM sequences s WHERE s.sender_policy <> 'strict'))
+    LIMIT $2::bigint) c
 UNION ALL
-SELECT c.id FROM sequence_contacts c WHERE c.home_device_id IS NULL AND c.status = 'active' AND NOT c.held
-LIMIT $1::bigint;
+(SELECT id FROM sequence_contacts WHERE home_device_id IS NULL AND status = 'active' AND NOT held LIMIT $2::bigint)
+LIMIT $2::bigint;
 
 -- name: rehome
 UPDATE sequence_contacts c SET home_device_id = r.device_id
