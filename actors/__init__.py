@@ -4,5 +4,6 @@ shard        ``DeviceShard``: one shard's process
 coordinator  ``Coordinator``: the coordinator's process, which also watches over the shards
 shards       the coordinator's way to its shards (the ``Shards`` port)
 cluster      composition root: connect to Ray, start, wait, drain
+live         one live installation from start to drain
 command      ``dripline run``
 """

@@ -51,8 +51,8 @@ class CoordinatorFigures:
     """0 while it does not lead, -1 when this incarnation has ended."""
     enrolled: int
     claimed: int
-    next_us: int
-    """The next moment something can happen; ``NEVER_US`` when nothing waits."""
+    ahead_s: float
+    """Until the next pass, as far as is known."""
 
 
 class Coordinator:
@@ -158,7 +158,9 @@ class Coordinator:
 
     async def figures(self) -> CoordinatorFigures:
         """What this incarnation has done so far, for those who watch."""
-        return CoordinatorFigures(await self.ping(), self._enrolled, self._claimed, self._pass_us)
+        epoch = await self.ping()
+        ahead_s = max(self._pass_us - self._clock.now_us(), 0) / SECOND_US if epoch > 0 else 0.0
+        return CoordinatorFigures(epoch, self._enrolled, self._claimed, ahead_s)
 
     def pid(self) -> int:
         """The process, for those who test what happens when it dies."""

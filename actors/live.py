@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import secrets
+import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from actors.cluster import Cluster, Drained
+from actors.cluster import Cluster
 from actors.coordinator import HUNG_S, CoordinatorFigures
+from actors.preflight import REAL_HOUR_S, Devices, read_devices
+from actors.screen import Screen
 from actors.shard import ShardFigures
 from dispatcher.config import Settings
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.moments import SECOND_US
 from dispatcher.errors import DriplineError, StoreError
 from dispatcher.ports import Sender
 from dispatcher.sender.http import HttpSender
@@ -41,6 +45,31 @@ def new_holder() -> str:
 def http_sender(fleet: Fleet, now_us: Callable[[], int]) -> Sender:
     """The sender of a live shard: every device's own gateway, over the generic HTTP contract."""
     return HttpSender(fleet.gateways(), now_us)
+
+
+@contextmanager
+def ending(say: Callable[[str], None]) -> Iterator[asyncio.Event]:
+    """An event that SIGTERM or SIGINT sets; a second signal ends the process at once, with 128 + its number.
+
+    Args:
+        say: shows a person one line.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def end(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        say("draining: what has not left is given back (once more to end at once)")
+        stop.set()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
 
 
 async def read_leader(url: str) -> str | None:
@@ -65,18 +94,63 @@ class Installation:
         settings: with the database's URL.
         holder: names this installation.
         stop: set when it is to end.
-        say: shows a person one line.
+        screen: where a person is told.
     """
 
-    def __init__(
-        self, cluster: Cluster, settings: Settings, holder: str, stop: asyncio.Event, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, holder: str, stop: asyncio.Event, screen: Screen) -> None:
         self._cluster, self._settings, self._holder = cluster, settings, holder
-        self._stop, self._say = stop, say
+        self._stop, self._screen = stop, screen
         self._told = ""
         self._heard_s = time.monotonic()
         self._since: dict[int, ShardFigures] = {}
         self._outcomes: Counter[str] = Counter()
+
+    async def live(self, devices: Devices) -> None:
+        """Get ready, supervise until told to end, and drain; then end the actors.
+
+        Args:
+            devices: what there is at the start, for the line that says so.
+
+        Raises:
+            DriplineError: the coordinator does not come back.
+            RefusedError: hours are short, and a device has got a real gateway.
+        """
+        shards = len(self._cluster.shards)
+        try:
+            if await self.wait_ready():
+                self._screen.news(
+                    f"ready: {_count(devices.devices, 'device')}, {_count(shards, 'shard')},"
+                    f" {_count(devices.gateways, 'gateway')} (installation {self._holder})"
+                )
+            try:
+                await self._supervise()
+            finally:
+                await self._drain()
+        finally:
+            self._cluster.stop()
+
+    async def _drain(self) -> None:
+        drained = await self._cluster.drain(self._settings.deadline_s + _DRAIN_S)
+        self._screen.news(f"drained: {_count(drained.given_back, 'lease')} given back")
+        for shard in drained.unfinished:
+            self._screen.attention(f"shard {shard} did not finish: the next start sorts out what it had in hand")
+
+    async def _supervise(self) -> None:
+        """Look after everything every 2 s until told to end; a reason to stop drains first."""
+        while not self._stop.is_set():
+            self._screen.standing(await self.look())
+            if self._settings.hour_s != REAL_HOUR_S:
+                await self._stay_on_loopback()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), LOOK_S)
+
+    async def _stay_on_loopback(self) -> None:
+        with contextlib.suppress(StoreError):
+            connection = await connect(self._settings.database_url or "")
+            try:
+                await read_devices(connection, self._settings.hour_s)
+            finally:
+                await connection.close(timeout=_ANSWER_S)
 
     async def wait_ready(self) -> bool:
         """Wait until this installation leads and owns every device; False when it is to end before that."""
@@ -115,10 +189,6 @@ class Installation:
                 raise figures
         return self._line(coordinator, alive, in_hand)
 
-    async def drain(self) -> Drained:
-        """Stop claiming, give back what has not left, wait for the rest, give leadership up."""
-        return await self._cluster.drain(self._settings.deadline_s + _DRAIN_S)
-
     async def _look_at_coordinator(self) -> CoordinatorFigures | None:
         """The coordinator's figures; None while it does not answer."""
         actor: Any = self._cluster.coordinator
@@ -142,7 +212,7 @@ class Installation:
         return figures
 
     def _replace(self, why: str) -> None:
-        self._say(f"the coordinator {why}: replaced")
+        self._screen.attention(f"the coordinator {why}: replaced")
         ray.kill(self._cluster.coordinator, no_restart=False)
 
     async def _tell_leader(self) -> None:
@@ -157,7 +227,7 @@ class Installation:
             told = f"{leader} leads: waiting until it leaves"
         if told != self._told:
             self._told = told
-            self._say(told)
+            self._screen.attention(told)
 
     def _add(self, number: int, figures: ShardFigures) -> None:
         """Count what is new; a new incarnation counts from nothing."""
@@ -176,8 +246,11 @@ class Installation:
         elif coordinator.epoch == 0:
             parts.append("not leading")
         else:
-            ahead_s = coordinator.next_us / SECOND_US - time.time()
-            parts.append(f"next pass in {math.ceil(ahead_s)} s" if ahead_s > 0 else "busy")
+            parts.append(f"next pass in {math.ceil(coordinator.ahead_s)} s" if coordinator.ahead_s else "busy")
         if alive < len(self._cluster.shards):
             parts.append(f"{alive} of {len(self._cluster.shards)} shards alive")
         return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -160,8 +160,15 @@ class Completer:
             written = 0
             while self._waiting:
                 batch = self._next_batch()
-                await self._write(batch, now_us, epoch)
-                self._committing = None
+                try:
+                    await self._write(batch, now_us, epoch)
+                except BaseException:
+                    # Unwritten is still in hand: an end that is forgotten here would be sent again.
+                    self._waiting.insert(0, batch)
+                    self._rows += len(batch)
+                    raise
+                finally:
+                    self._committing = None
                 self._on_written(batch)
                 written += len(batch)
             return written

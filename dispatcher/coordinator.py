@@ -221,7 +221,8 @@ class Coordinator:
             self._catalogue = await self._store.catalogue(now_us)
         if versions.devices != self._versions.devices:
             await self._load_fleet(await self._store.fleet())
-        self._versions = await self._store.versions()
+        # As read before the rest: what has changed since then is seen by the next pass.
+        self._versions = versions
         await self.probe()
 
     async def _load_fleet(self, fleet: Fleet) -> None:

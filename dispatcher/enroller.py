@@ -41,7 +41,8 @@ class Enroller:
 
     def __init__(self, store: CoordinatorStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
-        self._load: dict[UUID, int] | None = None
+        self._load: dict[UUID, int] = {}
+        self._loaded_for: Fleet | None = None
 
     async def run_once(self, now_us: int, epoch: int, catalogue: Catalogue, fleet: Fleet) -> EnrolPass:
         """Work off one batch of the queue, and one stretch of a search when the queue is short.
@@ -49,8 +50,9 @@ class Enroller:
         Raises:
             FencedError: another coordinator has taken over.
         """
-        if self._load is None:
-            self._load = await self._store.home_load()
+        if self._loaded_for is not fleet:
+            # New devices start among others that have finished most of what they were ever given.
+            self._load, self._loaded_for = await self._store.home_load(), fleet
         rows = self._settings.enrol_rows
         plan = self._plan(fleet, rows)
         done = await self._store.enrol(
@@ -70,7 +72,6 @@ class Enroller:
 
     def _plan(self, fleet: Fleet, rows: int) -> list[UUID]:
         """Home devices for the next leads without one: least loaded for its day quota first."""
-        assert self._load is not None
         load = np.array([self._load.get(device, 0) for device in fleet.device_id], np.int64)
         weight = np.where(fleet.available, fleet.quota_per_day, 0).astype(np.float64)
         chosen = plan_homes(load, weight, rows).tolist()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from uuid import UUID
 
 import numpy as np
 
@@ -40,6 +42,7 @@ class Rebalancer:
     def __init__(self, store: CoordinatorStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._held: set[int] = set()
+        self._moved_to: dict[UUID, int] = {}
 
     async def run_once(self, now_us: int, catalogue: Catalogue, fleet: Fleet) -> BalancePass:
         """Move, hold and unhold up to ``bulk_rows`` enrolments each."""
@@ -70,5 +73,8 @@ class Rebalancer:
         if not len(misplaced):
             return 0
         weight = np.where(fleet.available, fleet.quota_per_day, 0).astype(np.float64)
-        homes = plan_homes(np.zeros(len(fleet), np.int64), weight, len(misplaced))
-        return await self._store.rehome(misplaced[: len(homes)], [fleet.device_id[row] for row in homes.tolist()])
+        load = np.array([self._moved_to.get(device, 0) for device in fleet.device_id], np.int64)
+        homes = [fleet.device_id[row] for row in plan_homes(load, weight, len(misplaced)).tolist()]
+        for device, count in Counter(homes).items():
+            self._moved_to[device] = self._moved_to.get(device, 0) + count
+        return await self._store.rehome(misplaced[: len(homes)], homes)

@@ -63,7 +63,7 @@ def check(receipts: Receipts, evidence: Evidence) -> Violations:
 
 
 def _duplicates(accepted: NDArray[np.void], evidence: Evidence) -> int:
-    keys = len(accepted) - len(np.unique(_sortable(accepted["key"])))
+    keys = _Keys.of(accepted["key"]).repeated
     ledger = evidence.ledger[evidence.ledger["outcome"] == evidence.outcomes.index("accepted") + 1]
     visits = np.stack([ledger["enrolment"].astype(np.int64), ledger["visit"], ledger["generation"]], axis=1)
     order = np.lexsort(visits.T)
@@ -111,12 +111,9 @@ class _Joined:
     def of(cls, receipts: Receipts, accepted: NDArray[np.void], evidence: Evidence) -> _Joined:
         good = evidence.ledger["outcome"] == evidence.outcomes.index("accepted") + 1
         ledger, due_us = evidence.ledger[good], evidence.ledger_us("due")[good]
-        ours, theirs = _sortable(ledger["key"]), _sortable(accepted["key"])
-        order = np.argsort(ours)
-        place = np.searchsorted(ours, theirs, sorter=order)
-        found = order[np.minimum(place, max(len(order) - 1, 0))] if len(order) else np.zeros(len(theirs), np.intp)
-        known = ours[found] == theirs if len(order) else np.zeros(len(theirs), np.bool_)
-        lost = int((~known).sum()) + len(ours) - len(np.unique(found[known]))
+        found = _Keys.of(ledger["key"]).find(accepted["key"])
+        known = found >= 0
+        lost = int((~known).sum()) + len(ledger) - len(np.unique(found[known]))
         rows, kept = found[known], accepted[known]
         catalogue = evidence.catalogue
         code = np.array([catalogue.index.get(trigger, -1) for _, trigger in receipts.steps] or [-1], np.int64)
@@ -199,9 +196,46 @@ def _path_length(next_index: NDArray[np.intp], start: int) -> int:
     return length
 
 
-def _sortable(keys: NDArray[np.void]) -> NDArray[np.bytes_]:
-    """16-byte keys as sortable values."""
-    return np.ascontiguousarray(keys).view(np.dtype("S16"))
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """16-byte keys, sorted as pairs of words: much faster than as bytes."""
+
+    order: NDArray[np.intp]
+    first: NDArray[np.uint64]
+    second: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, keys: NDArray[np.void]) -> _Keys:
+        first, second = _words(keys)
+        order = np.lexsort((second, first))
+        return cls(order, first[order], second[order])
+
+    @property
+    def repeated(self) -> int:
+        """How many keys stand again."""
+        return int(((self.first[1:] == self.first[:-1]) & (self.second[1:] == self.second[:-1])).sum())
+
+    def find(self, keys: NDArray[np.void]) -> NDArray[np.intp]:
+        """Row of each of ``keys``, -1 for those that are not there."""
+        first, second = _words(keys)
+        found = np.full(len(keys), -1, np.intp)
+        if not len(self.order):
+            return found
+        place = np.searchsorted(self.first, first)
+        open_ = np.arange(len(keys))
+        while len(open_):  # again only for different keys with equal first words
+            at = np.minimum(place[open_], len(self.first) - 1)
+            same = self.first[at] == first[open_]
+            hit = same & (self.second[at] == second[open_])
+            found[open_[hit]] = self.order[at[hit]]
+            open_ = open_[same & ~hit & (at + 1 < len(self.first))]
+            place[open_] += 1
+        return found
+
+
+def _words(keys: NDArray[np.void]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    words = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2).astype(np.uint64)
+    return words[:, 0].copy(), words[:, 1].copy()
 
 
 def _moments(column: NDArray[np.int64]) -> Int64s:

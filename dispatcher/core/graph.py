@@ -104,10 +104,8 @@ def _findings(sequence: Sequence) -> Iterator[_Finding]:
         more = f" -> {len(cycle) - _NAMES_SHOWN} more" if len(cycle) > _NAMES_SHOWN else ""
         problem = f"its steps go round in a circle: {route}{more} -> {_short(cycle[0])}"
         yield _Finding(cycle[0], problem, "let the last step have no next trigger")
-    entries = [step.trigger for step in sequence.steps if step.is_entry]
-    if not entries:
+    if not any(step.is_entry for step in sequence.steps):
         yield _Finding(None, "it has no entry step", "mark the step that leads start at as the entry")
-        return
 
 
 def _step_findings(step: Step) -> Iterator[_Finding]:

@@ -113,6 +113,23 @@ class SlidingLog:
             min_gap_us=min_gap_us,
         )
 
+    def reorder(self, order: Indices) -> None:
+        """Number the devices anew: what was device ``order[i]`` is ``i`` from now on.
+
+        Raises:
+            ValueError: an offer is unanswered, or ``order`` is no permutation; nothing is changed.
+        """
+        self._refuse_offered(np.arange(len(self)))
+        if not np.array_equal(np.sort(order), np.arange(len(self))):
+            raise ValueError("the order must name every device once")
+        self._quota_per_hour, self._quota_per_day = self._quota_per_hour[order], self._quota_per_day[order]
+        self._in_flight_max, self._gap_us = self._in_flight_max[order], self._gap_us[order]
+        self._available, self._last_us = self._available[order], self._last_us[order]
+        self._in_flight, self._offer_of = self._in_flight[order], self._offer_of[order]
+        self._postponed = self._postponed[order]
+        self._hour_limit, self._open = self._hour_limit[order], self._open[order]
+        self._rings.reorder(order)
+
     def set_limits(
         self,
         devices: Indices | None = None,

@@ -91,6 +91,10 @@ class Rings:
         self._times = np.pad(self._times, ((0, rows), (0, 0)), constant_values=LONG_AGO)
         self._next = np.pad(self._next, (0, rows))
 
+    def reorder(self, order: Indices) -> None:
+        """Row ``order[i]`` becomes row ``i``."""
+        self._times, self._next = self._times[order], self._next[order]
+
     def count_after(self, moment_us: int) -> NDArray[np.int64]:
         """How many of each row's times are later than ``moment_us``: a binary search in all rows at once."""
         rows = np.arange(len(self))

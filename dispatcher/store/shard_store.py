@@ -154,6 +154,9 @@ class _End:
             others = np.flatnonzero(~accepted)
             if await self._end_others(ends.take(others)) < len(others):
                 await self._record_late(ends.take(others))
+            refused = ends.device[[outcome == "credentials" for outcome in ends.outcome]]
+            if len(refused):
+                await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist())
         good = ends if accepted.all() else ends.take(np.flatnonzero(accepted))
         if not len(good):
             return
@@ -169,12 +172,12 @@ class _End:
         return int(await self.connection.fetchval(statements("complete")[name], *arguments))
 
     async def _settle_doubt(self, good: Ends) -> Ends:
-        """Attempts before an accepted one that were in doubt become known with it."""
-        again = np.flatnonzero(good.attempt > 1)
+        """Attempts before an accepted one that were in doubt become known with it; no other is a repetition."""
+        fresh = np.array([outcome == "accepted" for outcome in good.outcome], np.bool_)
+        again = np.flatnonzero((good.attempt > 1) | ~fresh)
         if not len(again):
             return good
-        part = good.take(again)
-        fresh = np.array([outcome == "accepted" for outcome in part.outcome], np.bool_)
+        part, fresh = good.take(again), fresh[again]
         visits = (part.enrolment.tolist(), part.visit.tolist(), part.generation.tolist())
         credited = await self.connection.fetch(
             statements("complete")["credit_doubt"],
@@ -283,6 +286,7 @@ class _End:
     async def _accept_late(self, ends: Ends) -> None:
         """Accepted, but the lease had ended: advance where the visit is still that attempt's."""
         visits = (ends.enrolment.tolist(), ends.visit.tolist(), ends.generation.tolist())
+        await self.connection.execute(statements("complete")["lock_enrolments"], visits[0])
         rows = await self.connection.fetch(statements("complete")["accepted_visits"], *visits)
         settled = {row["row"] for row in rows}
         outcome = ["repeat" if row in settled else "accepted" for row in range(len(ends))]

@@ -74,6 +74,16 @@ CREATE TABLE device_quota_history (
 );
 CREATE INDEX device_quota_history_device ON device_quota_history (device_id, valid_from);
 
+CREATE FUNCTION dripline_keep_device() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM sequence_contacts WHERE home_device_id = OLD.id AND status IN ('active', 'in_doubt')) THEN
+        RAISE EXCEPTION 'device % has live enrolments: set its health to draining first', OLD.name;
+    END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER dripline_keep_device BEFORE DELETE ON devices
+    FOR EACH ROW EXECUTE FUNCTION dripline_keep_device();
+
 CREATE FUNCTION dripline_keep_quota() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO device_quota_history VALUES (NEW.id, dripline_now(), NEW.quota_per_hour, NEW.quota_per_day);
@@ -180,6 +190,9 @@ CREATE INDEX sequence_contacts_retries ON sequence_contacts (retry_count) WHERE 
 CREATE INDEX sequence_contacts_held ON sequence_contacts (sequence_id) WHERE held;
 CREATE INDEX sequence_contacts_finishing ON sequence_contacts (lead_id)
     WHERE status = 'active' AND next_trigger_time IS NULL;
+-- Marked to stop once the attempt under way has ended: few.
+CREATE INDEX sequence_contacts_marked ON sequence_contacts (lead_id)
+    WHERE status IN ('active', 'in_doubt') AND stop_reason IS NOT NULL;
 CREATE INDEX sequence_contacts_in_doubt ON sequence_contacts (home_device_id) WHERE status = 'in_doubt';
 
 CREATE FUNCTION dripline_keep_sequence() RETURNS trigger LANGUAGE plpgsql AS $$

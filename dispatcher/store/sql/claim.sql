@@ -96,19 +96,19 @@ SELECT id FROM s WHERE id IS NOT NULL;
 -- name: finish_waiting
 -- Last step accepted while the lead's row was locked: completion and trigger removal follow together.
 WITH waiting AS MATERIALIZED (
-    SELECT DISTINCT ON (c.lead_id) c.ctid AS tid, c.lead_id, c.entry_trigger, c.stop_reason
+    SELECT DISTINCT ON (c.lead_id) c.ctid AS tid, c.lead_id, c.entry_trigger
     FROM sequence_contacts c WHERE c.status = 'active' AND c.next_trigger_time IS NULL
     ORDER BY c.lead_id LIMIT $1::bigint
 ),
 lead AS MATERIALIZED (
-    SELECT w.tid, w.entry_trigger, w.stop_reason, l.ctid AS lead_tid FROM waiting w JOIN leads l ON l.id = w.lead_id
+    SELECT w.tid, w.entry_trigger, l.id AS lead_id FROM waiting w JOIN leads l ON l.id = w.lead_id
     ORDER BY l.id FOR NO KEY UPDATE OF l SKIP LOCKED
 ),
 taken_off AS (
     UPDATE leads l SET trigger = dripline_without(l.trigger, f.entry_trigger)
-    FROM lead f WHERE l.ctid = f.lead_tid
+    FROM lead f WHERE l.id = f.lead_id
 )
-UPDATE sequence_contacts c SET status = 'completed', finished_at = dripline_at($2::bigint)
+UPDATE sequence_contacts c SET status = 'completed', finished_at = dripline_at($2::bigint), trigger_kept = false
 FROM waiting w
 WHERE c.ctid = w.tid AND c.status = 'active' AND c.next_trigger_time IS NULL
   AND (w.tid IN (SELECT tid FROM lead) OR NOT EXISTS (SELECT FROM leads l WHERE l.id = w.lead_id));

@@ -29,8 +29,10 @@ SELECT count(*) FROM moved;
 -- name: finish
 -- Accepted, last step: completed, and the entry trigger comes off the lead, together. A lead at most once a call.
 -- Lead rows are locked in the order of the call and skipped where somebody holds them: finish_later takes those.
+-- The lead is found by id again: it may have changed between this statement's snapshot and its lock, and the ctid of a
+-- version younger than the snapshot finds nothing.
 WITH accepted AS MATERIALIZED (
-    SELECT l.ctid AS lead_tid, a.*
+    SELECT a.*
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
                 $8::bigint[], $9::bigint[], $10::text[], $13::bigint[])
          a(id, token, at, outcome, message_id, key, attempt, slot, due, step, lead)
@@ -41,10 +43,11 @@ moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
-        lease_epoch = NULL, next_trigger_time = NULL, status = 'completed', finished_at = dripline_at(a.at)
+        lease_epoch = NULL, next_trigger_time = NULL, status = 'completed', finished_at = dripline_at(a.at),
+        trigger_kept = false
     FROM accepted a WHERE c.id = a.id AND c.lease_token = a.token
     RETURNING c.id, c.sequence_id, c.lead_id, c.home_device_id, c.visit - 1 AS visit, c.generation, c.entry_trigger,
-              a.lead_tid, a.at, a.outcome, a.message_id, a.key, a.attempt, a.slot, a.due, a.step
+              a.at, a.outcome, a.message_id, a.key, a.attempt, a.slot, a.due, a.step
 ),
 written AS (
     INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
@@ -55,7 +58,7 @@ written AS (
 taken_off AS (
     UPDATE leads l
     SET trigger = CASE WHEN l.trigger <> m.entry_trigger THEN dripline_without(l.trigger, m.entry_trigger) END
-    FROM moved m WHERE l.ctid = m.lead_tid
+    FROM moved m WHERE l.id = m.lead_id
 )
 SELECT count(*) FROM moved;
 
@@ -82,11 +85,17 @@ written AS (
 SELECT count(*) FROM moved;
 
 -- name: end_attempts
--- Every other outcome. next: waiting | failed | stopped | in_doubt, decided by core.enrolment.
+-- Every other outcome. next: waiting | failed | stopped | in_doubt. A reason to stop that came meanwhile follows; but
+-- while an attempt of the visit is unknown, what would fail or stop the enrolment leaves it in doubt.
 WITH ended AS MATERIALIZED (
-    SELECT c.ctid AS tid, c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
+    SELECT c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
            c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
-           e.outcome, e.error, e.key, e.next, e.counted, dripline_at(e.due) AS due, e.pinned
+           e.outcome, e.error, e.key, e.counted, dripline_at(e.due) AS due, c.pinned OR e.pinned AS pinned,
+           CASE WHEN e.next = 'stopped' THEN coalesce(c.stop_reason, 'opted out') ELSE c.stop_reason END AS stop_reason,
+           CASE WHEN (c.pinned OR e.pinned) AND (e.next IN ('failed', 'stopped') OR c.stop_reason IS NOT NULL) THEN 'in_doubt'
+                WHEN e.next = 'waiting' AND c.stop_reason IS NOT NULL THEN 'stopped'
+                WHEN e.next = 'waiting' THEN 'active'
+                ELSE e.next END AS status
     FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::uuid[], $6::text[], $7::integer[], $8::bigint[],
                 $9::boolean[])
          e(id, token, outcome, error, key, next, counted, due, pinned)
@@ -101,19 +110,13 @@ written AS (
 ),
 moved AS (
     UPDATE sequence_contacts c
-    SET retry_count = c.retry_count + e.counted, last_error = e.error, next_trigger_time = e.due,
-        pinned = c.pinned OR e.pinned,
+    SET retry_count = c.retry_count + e.counted, last_error = e.error, next_trigger_time = e.due, pinned = e.pinned,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
-        lease_epoch = NULL,
-        status = CASE WHEN e.next = 'waiting' AND c.stop_reason IS NOT NULL THEN 'stopped'
-                      WHEN e.next = 'waiting' THEN 'active'
-                      -- A refusal after an unknown attempt proves nothing.
-                      WHEN e.next = 'failed' AND c.pinned THEN 'in_doubt' ELSE e.next END,
-        stop_reason = CASE WHEN e.next = 'stopped' THEN coalesce(c.stop_reason, e.error) ELSE c.stop_reason END,
-        finished_at = CASE WHEN e.next = 'stopped' OR (e.next = 'failed' AND NOT c.pinned) OR (e.next = 'waiting' AND c.stop_reason IS NOT NULL)
-                           THEN dripline_at($10::bigint) END,
-        trigger_kept = e.next = 'failed' OR c.trigger_kept OR e.outcome = 'opted_out'
-    FROM ended e WHERE c.ctid = e.tid
+        lease_epoch = NULL, status = e.status, stop_reason = e.stop_reason,
+        finished_at = CASE WHEN e.status IN ('failed', 'stopped') THEN dripline_at($10::bigint) END,
+        trigger_kept = c.trigger_kept
+                       OR e.status IN ('failed', 'stopped') AND e.stop_reason IS DISTINCT FROM 'trigger removed'
+    FROM ended e WHERE c.id = e.id
     RETURNING c.lead_id, e.outcome
 ),
 suppressed AS (
@@ -121,6 +124,11 @@ suppressed AS (
     FROM moved m WHERE m.outcome = 'opted_out' AND l.id = m.lead_id AND l.opted_out_at IS NULL
 )
 SELECT count(*) FROM ended;
+
+-- name: quarantine
+-- The gateway does not accept these devices' credentials: nothing more goes there until somebody has seen to it.
+UPDATE devices SET health = 'quarantined', health_cause = 'credentials'
+WHERE number = ANY ($1::integer[]) AND health = 'available';
 
 -- name: give_back
 -- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here.
@@ -132,7 +140,7 @@ SET attempt = c.attempt - 1,
     status = CASE WHEN coalesce(c.stop_reason, g.stop) IS NULL THEN 'active' ELSE 'stopped' END,
     stop_reason = coalesce(c.stop_reason, g.stop),
     finished_at = CASE WHEN coalesce(c.stop_reason, g.stop) IS NOT NULL THEN dripline_at($5::bigint) END,
-    trigger_kept = c.trigger_kept OR g.stop IS NOT NULL
+    trigger_kept = c.trigger_kept OR coalesce(coalesce(c.stop_reason, g.stop) <> 'trigger removed', false)
 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]) g(id, token, due, stop)
 WHERE c.id = g.id AND c.lease_token = g.token;
 
@@ -205,21 +213,26 @@ JOIN sequence_contacts c ON c.id = r.enrolment_id
 JOIN devices d ON d.number = r.device
 ON CONFLICT DO NOTHING;
 
+-- name: lock_enrolments
+-- One at a time decides which attempt of a visit was the accepted one.
+SELECT count(*) FROM (
+    SELECT FROM sequence_contacts WHERE id = ANY ($1::bigint[]) ORDER BY id FOR NO KEY UPDATE) l;
+
 -- name: advance_late
--- Accepted after the lease had ended: the row moves on if the visit is still that attempt's.
-WITH late AS MATERIALIZED (
-    SELECT c.ctid AS tid, dripline_at(a.at) AS at, a.next_trigger, dripline_at(a.due) AS due
-    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[], $6::bigint[])
-         a(id, visit, generation, at, next_trigger, due)
-    JOIN sequence_contacts c ON c.id = a.id AND c.visit = a.visit AND c.generation = a.generation
-        AND c.status IN ('active', 'in_doubt') AND c.next_trigger_time IS NOT NULL
-    FOR NO KEY UPDATE OF c
-)
+-- Accepted after the lease had ended: the row moves on if the visit is still that attempt's. What had failed by then
+-- comes back to life, unless the lead has entered the sequence anew.
 UPDATE sequence_contacts c
 SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false, held = false,
-    current_trigger = coalesce(l.next_trigger, c.current_trigger), next_trigger_time = l.due,
+    current_trigger = coalesce(a.next_trigger, c.current_trigger), next_trigger_time = dripline_at(a.due),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,
-    status = CASE WHEN c.stop_reason IS NOT NULL AND l.next_trigger IS NOT NULL THEN 'stopped' ELSE 'active' END,
-    finished_at = CASE WHEN c.stop_reason IS NOT NULL AND l.next_trigger IS NOT NULL THEN l.at END
-FROM late l WHERE c.ctid = l.tid;
+    status = CASE WHEN c.stop_reason IS NOT NULL AND a.next_trigger IS NOT NULL THEN 'stopped' ELSE 'active' END,
+    finished_at = CASE WHEN c.stop_reason IS NOT NULL AND a.next_trigger IS NOT NULL THEN dripline_at(a.at) END,
+    trigger_kept = c.trigger_kept AND c.stop_reason IS NOT NULL AND a.next_trigger IS NOT NULL
+FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[], $6::bigint[])
+     a(id, visit, generation, at, next_trigger, due)
+WHERE c.id = a.id AND c.visit = a.visit AND c.generation = a.generation AND c.next_trigger_time IS NOT NULL
+  AND (c.status IN ('active', 'in_doubt')
+       OR c.status = 'failed' AND NOT EXISTS (
+           SELECT FROM sequence_contacts o WHERE o.lead_id = c.lead_id AND o.sequence_id = c.sequence_id
+           AND o.status IN ('active', 'in_doubt')));

@@ -8,30 +8,48 @@ WITH taken AS MATERIALIZED (
     WHERE id = ANY (ARRAY (SELECT id FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
     RETURNING lead_id, old_trigger, new_trigger, opted_out
 ),
-ended AS MATERIALIZED (
-    SELECT t.lead_id, o.token, 'trigger removed' AS reason
+gone AS MATERIALIZED (
+    SELECT t.lead_id, o.token, EXISTS (
+               SELECT FROM leads l CROSS JOIN LATERAL dripline_tokens(l.trigger) n(token)
+               WHERE l.id = t.lead_id AND n.token = o.token) AS back
     FROM taken t CROSS JOIN LATERAL dripline_tokens(t.old_trigger) o(token)
     WHERE t.old_trigger <> '' AND t.old_trigger IS DISTINCT FROM t.new_trigger
       AND NOT EXISTS (SELECT FROM dripline_tokens(t.new_trigger) n(token) WHERE n.token = o.token)
     UNION ALL
-    SELECT lead_id, NULL, 'opted out' FROM taken WHERE opted_out
+    SELECT lead_id, NULL, false FROM taken WHERE opted_out
+),
+ended AS MATERIALIZED (
+    SELECT lead_id, bool_or(token IS NULL) AS opted_out,
+           coalesce(array_agg(token) FILTER (WHERE token IS NOT NULL), '{}') AS tokens,
+           coalesce(array_agg(token) FILTER (WHERE NOT back AND token IS NOT NULL), '{}') AS tokens_away
+    FROM gone GROUP BY lead_id
 ),
 stopped AS (
     UPDATE sequence_contacts c
-    SET stop_reason = e.reason,
+    SET stop_reason = CASE WHEN e.opted_out THEN 'opted out' ELSE 'trigger removed' END,
         status = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN 'stopped' ELSE c.status END,
         finished_at = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
-        trigger_kept = e.token IS NULL,
+        trigger_kept = c.entry_trigger <> ALL (e.tokens),
         held = false
     FROM ended e
     WHERE c.lead_id = e.lead_id AND c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL
-      AND (e.token IS NULL OR c.entry_trigger = e.token)
+      AND (e.opted_out OR c.entry_trigger = ANY (e.tokens_away)
+           OR c.entry_trigger = ANY (e.tokens) AND c.processing_device_id IS NULL AND c.status = 'active')
     RETURNING 1
+),
+resumed AS (
+    -- Marked while an attempt was under way, and the trigger is back before that has ended: there never was an end.
+    UPDATE sequence_contacts SET stop_reason = NULL
+    WHERE id = ANY (ARRAY (
+        SELECT c.id FROM sequence_contacts c JOIN leads l ON l.id = c.lead_id
+        WHERE c.status IN ('active', 'in_doubt') AND c.stop_reason = 'trigger removed' AND l.opted_out_at IS NULL
+          AND EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) WHERE t.token = c.entry_trigger)))
 ),
 forgotten AS (
     UPDATE sequence_contacts c SET trigger_kept = false
     FROM ended e
-    WHERE c.lead_id = e.lead_id AND c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept AND c.entry_trigger = e.token
+    WHERE c.lead_id = e.lead_id AND c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept
+      AND c.entry_trigger = ANY (e.tokens)
 )
 SELECT (SELECT count(*) FROM taken) AS taken,
        (SELECT count(*) FROM stopped) AS stopped,

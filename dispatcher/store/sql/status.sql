@@ -2,3 +2,6 @@
 
 -- name: leader
 SELECT holder, expires_at > clock_timestamp() AS alive FROM heartbeats WHERE name = 'coordinator';
+
+-- name: gateways
+SELECT gateway_url, count(*) AS devices FROM devices GROUP BY gateway_url;
