@@ -16,7 +16,7 @@ import ray
 
 from actors.shards import RayShards
 from dispatcher import coordinator as service
-from dispatcher.clock import DatabaseClock
+from dispatcher.clock import READINGS, DatabaseClock
 from dispatcher.config import Settings
 from dispatcher.coordinator import Pass
 from dispatcher.core.moments import SECOND_US, span_us
@@ -87,10 +87,17 @@ class Coordinator:
     async def ready(self, now_us: int | None = None) -> int:
         """Lead, trying until PostgreSQL answers and no other installation leads; returns the epoch.
 
+        In a rehearsal a coordinator that leads already looks every due moment up again.
+
         Args:
             now_us: virtual time, in a rehearsal.
+
+        Raises:
+            StoreUnavailableError: PostgreSQL did not answer, in a rehearsal.
         """
         async with self._starting:
+            if self._virtual and self._service is not None:
+                await self._own.probe()
             while self._service is None:
                 try:
                     await self._start(now_us)
@@ -115,9 +122,7 @@ class Coordinator:
                 _log.warning("%s leads; this installation waits", await coordinator.leader())
                 await asyncio.sleep(_PAUSE_S)
             if now_us is None:
-                begun_s = time.monotonic()
-                wall_us = (await store.seat.beat(self._settings.leader_s)).wall_us
-                self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
+                await self._clock.follow(store.seat.wall_us, READINGS)
             await coordinator.take_over(self._clock.now_us() if now_us is None else now_us, len(self._names.names))
         except BaseException:
             await store.close()
@@ -192,10 +197,8 @@ class Coordinator:
 
     async def _keep_leading(self) -> None:
         while not self._fenced:
-            begun_s = time.monotonic()
             try:
-                wall_us = await self._own.beat()
-                self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
+                await self._clock.follow(self._own.beat)
             except StoreUnavailableError as error:
                 _log.warning("leadership not renewed: %s", error)
             except FencedError as error:

@@ -35,7 +35,7 @@ class Devices:
         if self.without_gateway:
             return [
                 f"{self.without_gateway:,} of {self.devices:,} devices have no gateway_url: every message they are"
-                " given fails - set it with: dripline devices change, or take them offline"
+                " given fails - set it with: dripline devices set, or take them offline"
             ]
         return []
 

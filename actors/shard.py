@@ -13,12 +13,11 @@ from typing import Any
 
 import ray
 
-from dispatcher.clock import DatabaseClock
+from dispatcher.clock import READINGS, DatabaseClock
 from dispatcher.completer import persistently
 from dispatcher.config import Settings
 from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, SlotOffer
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.moments import span_us
 from dispatcher.errors import FencedError, ShardUnavailableError, StoreError, StoreUnavailableError
 from dispatcher.ports import Sender
 from dispatcher.shard import Shard
@@ -77,8 +76,14 @@ class DeviceShard:
     async def ready(self, now_us: int | None = None) -> int:
         """Take the shard over, trying until PostgreSQL answers; returns the epoch. Repeating it changes nothing.
 
+        In a rehearsal a shard that owns its devices already works off what a tick that was broken off left with it.
+
         Args:
             now_us: virtual time, in a rehearsal.
+
+        Raises:
+            ShardUnavailableError: this incarnation has ended.
+            StoreUnavailableError: PostgreSQL did not answer, in a rehearsal.
         """
         async with self._starting:
             while self._shard is None:
@@ -87,8 +92,12 @@ class DeviceShard:
                 except StoreError as error:
                     _log.warning("shard %d waits for the database: %s", self._number, error)
                     await asyncio.sleep(_PAUSE_S)
-        assert self._shard is not None
-        return self._shard.epoch
+        if self._virtual:
+            await self._own.adopt()
+            await self._hand_over_all()
+            while self._own.in_hand:
+                await asyncio.sleep(_TICK_S)
+        return self._own.epoch
 
     async def _start(self, now_us: int | None) -> None:
         assert self._settings.database_url is not None
@@ -100,9 +109,7 @@ class DeviceShard:
         shard = Shard(self._number, self._settings, store, lambda fleet: self._sender_of(fleet, self._business_us))
         try:
             if now_us is None:
-                begun_s = time.monotonic()
-                wall_us = (await store.seat.beat(self._settings.leader_s)).wall_us
-                self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
+                await self._clock.follow(store.seat.wall_us, READINGS)
             await shard.take_over(self._clock.now_us() if now_us is None else now_us)
         except BaseException:
             await store.close()
@@ -146,6 +153,7 @@ class DeviceShard:
         """Free slots; see ``Shard.offer``."""
         if self._virtual:
             self._now_us, self._until_us = now_us, now_us + horizon_us
+            await self._renew()
             await self._own.refresh()
         elif not self._clock.trusted or self._draining:
             devices = devices[:0]
@@ -155,11 +163,22 @@ class DeviceShard:
         """Take a claim. In a rehearsal everything is handed over and written before this returns."""
         self._own.deliver(offer, leased)
         if self._virtual and leased is not None:
-            try:
-                await self._own.hand_over(self._now_us, self._until_us)
-            finally:
-                await self._own.complete(self._until_us)
+            await self._hand_over_all()
         return self._own.take_due()
+
+    async def _hand_over_all(self) -> None:
+        """In a rehearsal: hand over and write everything that was delivered."""
+        try:
+            await self._renew()
+            await self._own.hand_over(self._now_us, self._until_us)
+        finally:
+            await self._own.complete(self._until_us)
+
+    async def _renew(self) -> None:
+        """In a rehearsal trust that a slow machine let run out is renewed before virtual time goes on."""
+        while not self._own.trusted:
+            await asyncio.sleep(_TICK_S)
+            await self._beat()
 
     async def take_due(self) -> DueSoon:
         """What became due again; see ``Shard.take_due``."""
@@ -191,10 +210,8 @@ class DeviceShard:
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _beat(self) -> None:
-        begun_s = time.monotonic()
         try:
-            wall_us = await self._own.beat()
-            self._clock.observe(wall_us, span_us(time.monotonic() - begun_s))
+            await self._clock.follow(self._own.beat)
         except StoreUnavailableError as error:
             _log.warning("shard %d could not renew its epoch: %s", self._number, error)
         except FencedError as error:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 from dispatcher.core.moments import span_us
+
+READINGS = 5
+"""How often a new clock reads before it is used."""
 
 
 class DatabaseClock:
@@ -21,6 +25,13 @@ class DatabaseClock:
         self._offset_us: int | None = None
         self._last_us = 0
         self._agreements = 0
+
+    async def follow(self, read: Callable[[], Awaitable[int]], readings: int = 1) -> None:
+        """Observe the database's clock as ``read`` returns it; of several readings the quickest decides."""
+        for _ in range(readings):
+            begun_ns = time.monotonic_ns()
+            wall_us = await read()
+            self.observe(wall_us, (time.monotonic_ns() - begun_ns) // 1000)
 
     def observe(self, wall_us: int, took_us: int = 0) -> None:
         """Take the database's clock, in microseconds, as it was read at some moment of the last ``took_us``.

@@ -89,9 +89,9 @@ def _setback(
         wait_s = float(asked_s) if asked_s == asked_s else (THROTTLE_S if outcome is Outcome.THROTTLED else 0.0)
         return "waiting", 0, at_us + span_us(wait_s), False
     if outcome is Outcome.OPTED_OUT:
-        return "stopped", 1, at_us, False
+        return "stopped", 0, at_us, False
     if outcome is Outcome.REJECTED:
-        return "failed", 1, at_us, False
+        return "failed", 0, at_us, False
     if outcome is Outcome.IN_DOUBT:
         if not idempotent or retries >= settings.resend_limit:
             return "in_doubt", 1, at_us, True

@@ -63,8 +63,7 @@ class Enroller:
                 self._load[device] = self._load.get(device, 0) + count
         more = done.taken >= rows
         if not more:
-            search = await self._store.search_entries(_SEARCH_ROWS)
-            more = search is not None and (search.queued > 0 or not search.done)
+            more = await self._store.search_entries(_SEARCH_ROWS) is not None
         homes = {device for device in done.home if device is not None}
         rows_of_homes = np.array([row for row, device in enumerate(fleet.device_id) if device in homes], np.intp)
         enrolled = sum(done.home.values())

@@ -28,7 +28,7 @@ from dispatcher.core.quota import Offer, SlidingLog
 from dispatcher.errors import FencedError
 from dispatcher.ports import Fate, Sender
 from dispatcher.store.registry import Versions
-from dispatcher.store.shard_store import Ends, ShardStore
+from dispatcher.store.shard_store import Ends, ShardStore, Usage
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
@@ -75,6 +75,7 @@ class Shard:
         self._versions = await self._store.versions()
         self._load_catalogue(await self._store.catalogue())
         self._fleet = await self._store.fleet()
+        self._owned, self._now_us = self._fleet.number, now_us
         self._log = SlidingLog(
             self._fleet.quota_per_hour,
             self._fleet.quota_per_day,
@@ -85,10 +86,7 @@ class Shard:
         )
         self._log.set_limits(available=self._fleet.available)
         self._rest_until_us = np.zeros(len(self._fleet), np.int64)
-        day_us = self._settings.hours_us(24) + span_us(self._settings.guard_s + self._settings.deadline_s)
-        for usage in await self._store.usage(now_us - day_us):
-            row = int(self._fleet.rows(np.array([usage.number], np.int32))[0])
-            self._log.load(np.full(len(usage.at_us), row, np.intp), usage.at_us)
+        self._load_usage(await self._read_usage(), self._owned)
         self._pending, self._offer = [], None
         self._sender = self._make_sender(self._fleet)
         self._trusted_until_s = started_s + self._settings.trust_s
@@ -108,13 +106,20 @@ class Shard:
         self._trusted_until_s = started_s + self._settings.trust_s
         return beat.wall_us
 
+    @property
+    def trusted(self) -> bool:
+        """Whether the epoch was renewed lately enough to act on it."""
+        return time.monotonic() < self._trusted_until_s
+
     async def refresh(self) -> None:
         """Read catalogue and devices again if they have changed. Lowered quotas bind new slots only."""
         versions = await self._store.versions()
         if versions.sequences != self._versions.sequences:
             self._load_catalogue(await self._store.catalogue())
         if versions.devices != self._versions.devices:
-            self._load_fleet(await self._store.fleet())
+            fleet = await self._store.fleet()
+            joined = not np.isin(fleet.number, self._owned).all()
+            self._load_fleet(fleet, await self._read_usage() if joined else [])
         self._versions = Versions(*versions)
 
     def _load_catalogue(self, catalogue: Catalogue) -> None:
@@ -125,8 +130,27 @@ class Shard:
             if catalogue.sequence_of[trigger].id not in catalogue.problems
         }
 
-    def _load_fleet(self, fleet: Fleet) -> None:
-        """Devices keep their rows in the log: new ones have higher numbers, those that left become unavailable."""
+    async def _read_usage(self) -> list[Usage]:
+        day_us = self._settings.hours_us(24) + span_us(self._settings.guard_s + self._settings.deadline_s)
+        return await self._store.usage(self._now_us - day_us)
+
+    def _load_usage(self, usage: list[Usage], numbers: Int32s) -> None:
+        """Add the usage of the devices ``numbers``, all of which are in the fleet."""
+        for part in usage:
+            if part.number in numbers:
+                row = int(self._fleet.rows(np.array([part.number], np.int32))[0])
+                self._log.load(np.full(len(part.at_us), row, np.intp), part.at_us)
+
+    def _load_fleet(self, fleet: Fleet, usage: list[Usage]) -> None:
+        """Take in the devices as they are now: those that left become unavailable, those that join bring their usage.
+
+        One that comes back is charged twice for what this incarnation sent: rather too little than too much.
+        """
+        joined = np.setdiff1d(fleet.number, self._owned)
+        self._owned = fleet.number
+        if len(joined):
+            # Rows may move: an offer that is open names rows. What is claimed for it waits again.
+            self._answer(np.zeros(0, np.int64), None)
         gone = np.setdiff1d(self._fleet.number, fleet.number)
         if len(gone):
             rows = self._fleet.rows(gone.astype(np.int32))
@@ -134,9 +158,14 @@ class Shard:
             kept = self._fleet.take(rows)
             fleet = Fleet.join([fleet, kept.replace(available=np.zeros(len(kept), np.bool_))])
             fleet = fleet.take(np.argsort(fleet.number))
-        new = fleet.take(np.flatnonzero(fleet.number > self._fleet.number.max(initial=0)))
         gap_us = np.rint(fleet.min_gap_s * SECOND_US).astype(np.int64)
-        self._log.add_devices(new.quota_per_hour, new.quota_per_day, new.in_flight_max, gap_us[len(fleet) - len(new) :])
+        rows = np.flatnonzero(~np.isin(fleet.number, self._fleet.number))
+        new = fleet.take(rows)
+        self._log.add_devices(new.quota_per_hour, new.quota_per_day, new.in_flight_max, gap_us[rows])
+        order = np.argsort(np.concatenate([self._fleet.number, new.number]))
+        if len(joined):
+            self._log.reorder(order)
+        self._rest_until_us = np.pad(self._rest_until_us, (0, len(new)))[order]
         self._log.set_limits(
             quota_per_hour=fleet.quota_per_hour,
             quota_per_day=fleet.quota_per_day,
@@ -144,8 +173,8 @@ class Shard:
             min_gap_us=gap_us,
             available=fleet.available,
         )
-        self._rest_until_us = np.pad(self._rest_until_us, (0, len(new)))
         self._fleet = fleet
+        self._load_usage(usage, joined)
         self._sender.update(fleet.gateways())
 
     # Slots ---------------------------------------------------------------------------------------------------
@@ -155,11 +184,12 @@ class Shard:
 
         An earlier offer that was never answered goes back first; what was claimed for it will be given back.
         """
+        self._now_us = now_us
         self._answer(np.zeros(0, np.int64), None)
         known = devices[np.isin(devices, self._fleet.number)]
         rows = self._fleet.rows(known)
         rested = self._rest_until_us[rows] <= now_us
-        if time.monotonic() >= self._trusted_until_s:
+        if not self.trusted:
             rested[:] = False
         offer = self._log.offer(now_us, horizon_us, rows[rested])
         slots = np.zeros(len(rows), np.int32)
@@ -240,7 +270,7 @@ class Shard:
 
         What is past its deadline at ``now_us``, may not leave any more, or has lost its slot, waits again.
         """
-        if time.monotonic() >= self._trusted_until_s:
+        if not self.trusted:
             return HandOver()
         ready: list[Leased] = []
         rest: list[Leased] = []
@@ -273,7 +303,7 @@ class Shard:
             back.setdefault(row, "late")
         for row in await self._unknown_steps(leased):
             back.setdefault(row, "unknown step")
-        if time.monotonic() >= self._trusted_until_s:
+        if not self.trusted:
             back = dict.fromkeys(range(len(leased)), "epoch not renewed") | back
         stays = np.ones(len(leased), np.bool_)
         if back:
@@ -301,14 +331,39 @@ class Shard:
             sequence=[self._catalogue.sequence_of[trigger].name for trigger in leased.step],
             step=leased.step,
         )
-        counts: dict[str, int] = {}
-        if len(leased):
-            async for outcomes in self._sender.send(outgoing):
-                self._end(leased.take(outcomes.row), [keys[row] for row in outcomes.row.tolist()], outcomes)
-                for value, count in zip(*np.unique(outcomes.outcome, return_counts=True), strict=True):
-                    counts[Outcome(value).label] = counts.get(Outcome(value).label, 0) + int(count)
+        counts = await self._send(leased, keys, outgoing) if len(leased) else {}
         del self._out[number]
         return HandOver(len(leased), len(back), counts)
+
+    async def _send(self, leased: Leased, keys: list[bytes], outgoing: Outgoing) -> dict[str, int]:
+        """Hand over and book what comes back; what the sender says nothing about is in doubt."""
+        counts: dict[str, int] = {}
+        untold = np.ones(len(leased), np.bool_)
+
+        def book(outcomes: Outcomes) -> None:
+            untold[outcomes.row] = False
+            self._end(leased.take(outcomes.row), [keys[row] for row in outcomes.row.tolist()], outcomes)
+            for value, count in zip(*np.unique(outcomes.outcome, return_counts=True), strict=True):
+                counts[Outcome(value).label] = counts.get(Outcome(value).label, 0) + int(count)
+
+        try:
+            async for outcomes in self._sender.send(outgoing):
+                book(outcomes)
+        except Exception:
+            _log.exception("shard %d: the sender broke off", self.shard)
+        rows = np.flatnonzero(untold)
+        if len(rows):
+            book(
+                Outcomes(
+                    row=rows,
+                    outcome=np.full(len(rows), int(Outcome.IN_DOUBT), np.int8),
+                    at_us=outgoing.deadline_us[rows],
+                    message_id=[None] * len(rows),
+                    error=["the sender said nothing"] * len(rows),
+                    retry_after_s=np.full(len(rows), np.nan),
+                )
+            )
+        return counts
 
     async def _unknown_steps(self, leased: Leased) -> list[int]:
         """Rows at steps that nobody knows or that are broken, also after another look."""
@@ -392,6 +447,10 @@ class Shard:
             wait_s = np.nan_to_num(outcomes.retry_after_s[throttled], nan=THROTTLE_S)
             until_us = outcomes.at_us[throttled] + np.rint(wait_s * SECOND_US).astype(np.int64)
             np.maximum.at(self._rest_until_us, device[throttled], until_us)
+        refused = outcomes.outcome == Outcome.CREDENTIALS
+        if refused.any():
+            # The device is quarantined with the batch; until that is read back, nothing more goes there.
+            self._log.set_limits(np.unique(device[refused]), available=False)
         idempotent = self._fleet.idempotent[device]
         self._completer.add(ends_of(leased, keys, outcomes, self._catalogue, idempotent, self._settings))
 

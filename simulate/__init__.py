@@ -8,9 +8,12 @@ population  devices and leads by COPY
 referee     the mock gateway, a process of its own: judges from what reaches it
 sender      a shard's thin client of the referee
 receipts    what the referee saw, as columns
+evidence    what else a run is judged by: ledger and the seed's tables, read in one snapshot
 checker     the invariants, from receipts, ledger and the seed's tables only
 ideal       the schedule nobody can beat, for the optimality gap
 outcome     the figures a run ends with: JSON and terminal
 watcher     progress on the screen
+memory      the peak of all processes
+examples    the built-in sequences
 gateway     a real HTTP gateway process for tests
 """

@@ -72,12 +72,14 @@ class Driver:
             done = await self._tick(now_us)
             self.progress.claimed += done.claimed
             self.progress.enrolled += done.enrol.enrolled
-            self.progress.ticks += 1
             self.progress.now_us = now_us
-            self._on_tick(self.progress)
             if done.silent:
+                self.progress.reruns += 1
                 await self._revive(now_us)
-            elif not done.more:
+                continue
+            self.progress.ticks += 1
+            self._on_tick(self.progress)
+            if not done.more:
                 if done.next_us >= NEVER_US:
                     break
                 now_us = self._border_after(now_us, done.next_us)
@@ -107,9 +109,13 @@ class Driver:
                 await self._revive(now_us)
 
     async def _revive(self, now_us: int) -> None:
-        """Wait until coordinator and shards have incarnations that own what is theirs."""
+        """Wait until coordinator and shards have incarnations that own what is theirs.
+
+        The coordinator goes first: once it leads, no claim of an earlier one can commit any more, and the shards find
+        all there are. It goes last too: what they work off moves due moments that it has just looked up.
+        """
         give_up_s = time.monotonic() + _GIVE_UP_S
-        for actor in (self._cluster.coordinator, *self._cluster.shards):
+        for actor in (self._cluster.coordinator, *self._cluster.shards, self._cluster.coordinator):
             while True:
                 try:
                     await asyncio.wait_for(actor.ready.remote(now_us), _GIVE_UP_S)

@@ -34,8 +34,6 @@ class RunOutcome:
     failed: int
     stopped: int
     in_doubt: int
-    unmatched: int
-    """Leads that carry triggers of which none enrolled them."""
     violations: Violations
     receipts_sha256: str
     lateness_s: Mapping[str, float]

@@ -16,7 +16,7 @@ _SHARED_BUFFERS_MB = 1024
 
 @contextmanager
 def scratch_server(data_dir: Path, *, keep: bool) -> Iterator[EmbeddedServer]:
-    """A started server; stopped at the end in any case.
+    """A started server; stopped at the end, unless it ran before: then others use it.
 
     Args:
         data_dir: where ``dripline db start`` finds a server that is kept; a scratch one lives below it.
@@ -26,11 +26,13 @@ def scratch_server(data_dir: Path, *, keep: bool) -> Iterator[EmbeddedServer]:
     server = EmbeddedServer(place, shared_buffers_mb=_SHARED_BUFFERS_MB)
     if not keep:
         data_dir.mkdir(parents=True, exist_ok=True)
+    running = server.running()
     try:
         server.start()
         yield server
     finally:
-        server.stop()
+        if not running:
+            server.stop()
         if not keep:
             shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -167,8 +167,8 @@ TRANSITIONS: Final[dict[tuple[State, Event], Transition]] = {
     (_L, Event.EXHAUST): _to(_F, Write.LEASE_END, Write.LEDGER, Write.RETRIES, Write.ERROR),
     (_L, Event.REJECT): _to(_F, Write.LEASE_END, Write.LEDGER, Write.ERROR),
     (_L, Event.OPT_OUT): _to(_S, Write.LEASE_END, Write.LEDGER, Write.ERROR, Write.REASON),
-    # The ledger's row keeps the device's quota charged.
-    (_L, Event.DOUBT): _to(_D, Write.LEASE_END, Write.LEDGER, Write.ERROR),
+    # The ledger's row keeps the device's quota charged; the count bounds the resends.
+    (_L, Event.DOUBT): _to(_D, Write.LEASE_END, Write.LEDGER, Write.RETRIES, Write.ERROR),
     # The message may be on its way: ending the lease here would forget that it counts against the device.
     (_L, Event.STOP): _to(_L, Write.REASON),
     (_L, Event.LATE): _to(_L, Write.LEDGER),

@@ -75,6 +75,7 @@ class SlidingLog:
         none = np.empty(0, np.int64)
         self._quota_per_hour, self._quota_per_day, self._in_flight_max, self._gap_us = none, none, none, none
         self._available = np.empty(0, np.bool_)
+        self._hour_limit, self._open = none, self._available  # what follows from the limits
         self._last_us = none  # the latest moment ever reserved: a release does not bring it back
         self._in_flight = none
         self._offer_of = none  # the number of the unanswered offer; 0 when there is none

@@ -26,7 +26,7 @@ async def find_unmatched(connection: asyncpg.Connection) -> list[Unmatched]:
     found: list[Unmatched] = []
     for row in await connection.fetch(statements("intake")["tagged"]):
         token = row["token"]
-        closed = _closed(catalogue, token)
+        closed = why_closed(catalogue, token)
         if closed is not None:
             found.append(Unmatched(token, row["leads"], closed))
             continue
@@ -39,7 +39,7 @@ async def find_unmatched(connection: asyncpg.Connection) -> list[Unmatched]:
     return sorted(found, key=lambda unmatched: (-unmatched.leads, unmatched.trigger))
 
 
-def _closed(catalogue: Catalogue, token: str) -> str | None:
+def why_closed(catalogue: Catalogue, token: str) -> str | None:
     """Why nobody is enrolled by ``token``; None when it opens a sequence."""
     if token in catalogue.entries:
         return None

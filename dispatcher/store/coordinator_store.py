@@ -153,6 +153,8 @@ class CoordinatorStore:
 
     async def search_entries(self, rows: int) -> Search | None:
         """Look for leads of a newly opened entry among the next ``rows`` leads; None when nothing is open."""
+        if not await self._session.value("searching"):
+            return None
         found = await self._session.rows("search_entries", rows)
         return Search(*found[0]) if found else None
 

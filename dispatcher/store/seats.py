@@ -37,6 +37,10 @@ class Seat:
         row = await self._session.row("read_epoch", self.name)
         return Beat(row["epoch"], row["wall_us"])
 
+    async def wall_us(self) -> int:
+        """The database's clock."""
+        return int((await self._session.row("read_epoch", self.name))["wall_us"])
+
     async def lead(self, lifetime_s: float) -> bool:
         """Take or renew leadership for ``lifetime_s``; False while another installation leads."""
         return await self._session.value("take_leadership", self._holder, lifetime_s) is not None

@@ -178,14 +178,11 @@ class _End:
         if not len(again):
             return good
         part, fresh = good.take(again), fresh[again]
-        visits = (part.enrolment.tolist(), part.visit.tolist(), part.generation.tolist())
+        new, again = part.take(np.flatnonzero(fresh)), part.take(np.flatnonzero(~fresh))
         credited = await self.connection.fetch(
-            statements("complete")["credit_doubt"],
-            *[[value for value, new in zip(column, fresh.tolist(), strict=True) if not new] for column in visits],
-            part.at_us[~fresh].tolist(),
-            [text for text, new in zip(part.message_id, fresh.tolist(), strict=True) if not new],
+            statements("complete")["credit_doubt"], *_visits(again), again.at_us.tolist(), again.message_id
         )
-        await self.connection.execute(statements("complete")["clear_doubt"], *visits)
+        await self.connection.execute(statements("complete")["clear_doubt"], *_visits(new))
         known = {row["enrolment_id"] for row in credited}
         outcome = [
             "repeat" if was == "repeat" and id_ in known else "accepted"
@@ -309,3 +306,7 @@ class _End:
 
 def _uuids(keys: list[bytes]) -> list[UUID]:
     return [UUID(key) for key in keys]
+
+
+def _visits(ends: Ends) -> tuple[list[int], list[int], list[int]]:
+    return ends.enrolment.tolist(), ends.visit.tolist(), ends.generation.tolist()

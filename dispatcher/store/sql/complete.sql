@@ -145,7 +145,8 @@ FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]) g(id, token, d
 WHERE c.id = g.id AND c.lease_token = g.token;
 
 -- name: credit_doubt
--- "Accepted before": the earliest attempt in doubt was the one. Returns the enrolments it is now known for.
+-- "Accepted before": the earliest attempt in doubt counts as the one; whether later ones arrived as repetitions
+-- stays unknown. Returns the enrolments it is now known for.
 WITH first AS (
     SELECT l.enrolment_id, l.visit, l.generation, min(l.attempt) AS attempt, v.at, v.message_id
     FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[])

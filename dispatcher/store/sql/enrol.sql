@@ -109,6 +109,11 @@ SELECT home_device_id, count(*) AS enrolled, (SELECT held FROM fence) AS held FR
 UNION ALL
 SELECT NULL, 0, held FROM fence;
 
+-- name: searching
+-- Asked first: search_entries fires the queue's statement triggers, and so wakes the coordinator, even when it finds
+-- nothing.
+SELECT EXISTS (SELECT FROM open_entries WHERE NOT scan_done);
+
 -- name: search_entries
 -- Leads that carried a trigger before its entry opened: a bounded stretch of lead ids, queued for the enroller.
 WITH entry AS (

@@ -3,5 +3,67 @@
 -- name: leader
 SELECT holder, expires_at > clock_timestamp() AS alive FROM heartbeats WHERE name = 'coordinator';
 
+-- name: shards_alive
+SELECT count(*) FILTER (WHERE expires_at > clock_timestamp()) AS alive FROM heartbeats WHERE name LIKE 'shard-%';
+
 -- name: gateways
 SELECT gateway_url, count(*) AS devices FROM devices GROUP BY gateway_url;
+
+-- name: stamp
+SELECT (SELECT kind FROM dripline_database) AS kind, extract(epoch FROM dripline_hour())::float AS hour_s,
+       dripline_now() AS now;
+
+-- name: enrolments
+-- One scan for everything that is counted; sequences without enrolments come too.
+WITH counted AS (
+    SELECT sequence_id,
+           count(*) AS total,
+           count(*) FILTER (WHERE status = 'active') AS active,
+           count(*) FILTER (WHERE status = 'completed') AS completed,
+           count(*) FILTER (WHERE status = 'failed') AS failed,
+           count(*) FILTER (WHERE status = 'stopped') AS stopped,
+           count(*) FILTER (WHERE status = 'in_doubt') AS in_doubt,
+           count(*) FILTER (WHERE status = 'active' AND processing_device_id IS NULL AND NOT held
+                                  AND next_trigger_time <= dripline_now()) AS due,
+           count(*) FILTER (WHERE held) AS held,
+           min(next_trigger_time) FILTER (WHERE status = 'active' AND processing_device_id IS NULL
+                                                AND NOT held) AS next_due
+    FROM sequence_contacts GROUP BY sequence_id
+)
+SELECT s.id, s.name, s.is_active, p.problem,
+       coalesce(c.total, 0) AS total, coalesce(c.active, 0) AS active, coalesce(c.completed, 0) AS completed,
+       coalesce(c.failed, 0) AS failed, coalesce(c.stopped, 0) AS stopped, coalesce(c.in_doubt, 0) AS in_doubt,
+       coalesce(c.due, 0) AS due, coalesce(c.held, 0) AS held, c.next_due
+FROM sequences s
+LEFT JOIN counted c ON c.sequence_id = s.id
+LEFT JOIN sequence_problems p ON p.sequence_id = s.id
+ORDER BY s.id;
+
+-- name: leases
+-- The seed's "active processing" and "stuck processing"; by index.
+SELECT count(*) AS leased,
+       count(*) FILTER (WHERE processing_started_at < dripline_now() - interval '5 minutes') AS stuck
+FROM sequence_contacts WHERE processing_device_id IS NOT NULL;
+
+-- name: retries
+-- The seed's "retry failures", those that still go on; by index.
+SELECT count(*) AS retrying, max(retry_count) AS most FROM sequence_contacts
+WHERE retry_count > 0 AND status = 'active';
+
+-- name: health
+SELECT health, health_cause AS cause, count(*) AS devices FROM devices
+GROUP BY health, health_cause ORDER BY count(*) DESC, health;
+
+-- name: most_loaded
+SELECT d.name, d.health, b.messages_hour, d.quota_per_hour, b.messages_today, d.quota_per_day, b.current_processing,
+       d.in_flight_max, b.is_available
+FROM devices d JOIN device_load_balance b ON b.device_id = d.id
+ORDER BY b.messages_hour::float / greatest(d.quota_per_hour, 1) DESC, b.messages_today DESC, d.number LIMIT $1;
+
+-- name: queued
+SELECT count(*) FROM lead_changes;
+
+-- name: searches
+-- How far the searches have come for leads that carried a trigger before its entry opened.
+SELECT o.trigger, s.name AS sequence, o.scanned_to, (SELECT max(id) FROM leads) AS last
+FROM open_entries o JOIN sequences s ON s.id = o.sequence_id WHERE NOT o.scan_done ORDER BY o.opened_at, o.trigger;

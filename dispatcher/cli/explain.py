@@ -1,0 +1,273 @@
+"""``dripline explain``: why a lead got a message, or did not, in plain words on one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import typer
+
+from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
+from dispatcher.cli.status import ahead
+from dispatcher.core.graph import Catalogue, Sequence
+from dispatcher.core.triggers import parse
+from dispatcher.errors import InputError
+from dispatcher.intake.sequences import read_sequences
+from dispatcher.intake.unmatched import why_closed
+from dispatcher.store.statements import statements
+
+app = typer.Typer(help="Why a lead got a message, or did not.")
+
+Row = Any
+"""A row of ``explain.sql``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything there is about one lead."""
+
+    lead: Row
+    now: datetime
+    hour: timedelta
+    catalogue: Catalogue
+    enrolments: list[Row]
+    queued: bool
+    """Whether changes of this lead wait for the enroller."""
+    unsearched: set[str]
+    """Entries whose search has not come to this lead yet."""
+    devices: dict[UUID, Row]
+    attempts: list[Row]
+    leader: str | None
+    """Who leads at present."""
+
+    def at(self, moment: datetime) -> str:
+        """A moment for people."""
+        return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({ahead(moment, self.now)})"
+
+
+@app.command(name="explain", epilog="Example: dripline explain 60123456789")
+def explain(
+    which: Annotated[str, typer.Argument(metavar="PHONE_OR_LEAD_ID", help="As in leads.phone, or leads.id.")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say why a lead got a message, or did not: triggers, enrolments, devices, and the last 20 attempts."""
+
+    async def body() -> Facts:
+        async with database(database_url, data_dir) as connection:
+            return await read_facts(connection, which)
+
+    show(run(body()))
+
+
+async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
+    """Read everything about the lead with this phone or id.
+
+    Raises:
+        InputError: there is no such lead.
+    """
+    sql = statements("explain")
+    digits = "".join(char for char in which if char.isascii() and char.isdigit())
+    id_ = int(digits) if which.isdigit() and len(digits) < 19 else None
+    lead = await connection.fetchrow(sql["lead"], digits, id_)
+    if not digits or lead is None:
+        raise InputError(f"lead {which!r}", "there is none with this phone or id", "write the phone as in leads.phone")
+    enrolments = await connection.fetch(sql["enrolments"], lead["id"])
+    homes = {row["home_device_id"] for row in enrolments} | {lead["home_device_id"]}
+    devices = {id_: await connection.fetchrow(sql["device"], id_) for id_ in homes if id_ is not None}
+    leader = await connection.fetchrow(statements("status")["leader"])
+    return Facts(
+        lead=lead,
+        now=lead["now"],
+        hour=lead["hour"],
+        catalogue=Catalogue.of(await read_sequences(connection)),
+        enrolments=enrolments,
+        queued=bool(await connection.fetchval(sql["queued"], lead["id"])),
+        unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
+        devices={id_: row for id_, row in devices.items() if row is not None},
+        attempts=await connection.fetch(sql["attempts"], [row["id"] for row in enrolments]),
+        leader=leader["holder"] if leader and leader["alive"] else None,
+    )
+
+
+def show(facts: Facts) -> None:
+    """One page."""
+    _say(f"Lead {facts.lead['id']}: {', '.join(_describe(facts))}")
+    if facts.leader is None:
+        _say("Nothing is sent at present: no engine is running.")
+    _heading("Triggers on the lead")
+    tokens = parse(facts.lead["trigger"])
+    for token in tokens:
+        _say(f"{token}: {why_trigger(facts, token)}")
+    if not tokens:
+        _say("none")
+    _heading("Enrolments")
+    for row in facts.enrolments:
+        name = _sequence_name(facts, row["sequence_id"])
+        _say(f"{name}, entered by {row['entry_trigger']} {facts.at(row['enrolled_at'])}: {why_enrolment(facts, row)}")
+    if not facts.enrolments:
+        _say("none, never")
+    _heading("Devices")
+    for device in facts.devices.values():
+        _say(why_device(device))
+    if not facts.devices:
+        _say("none yet: a home device is chosen with the first enrolment")
+    _heading("Last attempts")
+    show_table(
+        ("slot", "step", "attempt", "device", "outcome", "error"),
+        [
+            (
+                f"{row['reserved_at']:%Y-%m-%d %H:%M:%S}",
+                row["step_trigger"],
+                row["attempt"],
+                row["device"] or "removed",
+                row["outcome"].replace("_", " "),
+                row["error"] or "",
+            )
+            for row in facts.attempts
+        ],
+    )
+    if not facts.attempts:
+        _say("none")
+
+
+def why_trigger(facts: Facts, token: str) -> str:
+    """What a trigger on the lead does, or why it does nothing."""
+    if closed := why_closed(facts.catalogue, token):
+        return f"enrols nobody - {closed}"
+    sequence = facts.catalogue.sequence_of[token]
+    mine = [row for row in facts.enrolments if row["sequence_id"] == sequence.id]
+    opens = f"opens {sequence.name!r}"
+    if any(row["status"] in ("active", "in_doubt") for row in mine):
+        return f"{opens}, enrolled"
+    if facts.lead["opted_out_at"]:
+        return f"{opens}, but the lead has opted out"
+    if sequence.requires_opt_in and not facts.lead["opted_in_at"]:
+        return f"{opens}, but it requires an opt-in, which the lead has not given"
+    if kept := next((row for row in mine if row["trigger_kept"] and row["entry_trigger"] == token), None):
+        return (
+            f"{opens}, but stayed on the lead after that enrolment {kept['status']}: it enrols again once it has"
+            " been taken off and set anew"
+        )
+    if mine and (refused := _reentry(facts, sequence, mine)):
+        return f"{opens}, but {refused}"
+    if facts.queued or token in facts.unsearched:
+        return f"{opens}, waits for the enroller"
+    return f"{opens}, but has not enrolled the lead: was it set without the queue (triggers disabled, restore)?"
+
+
+def _reentry(facts: Facts, sequence: Sequence, mine: list[Row]) -> str | None:
+    """Why the sequence does not take a lead again that it had before."""
+    if sequence.reentry == "never":
+        return "the sequence takes a lead once only"
+    if sequence.reentry == "after_interval":
+        last = max(row["finished_at"] for row in mine)
+        again = last + facts.hour * (sequence.reentry_interval_h or 0)
+        if again > facts.now:
+            return f"the sequence takes the lead again only from {facts.at(again)}"
+    return None
+
+
+def why_enrolment(facts: Facts, row: Row) -> str:
+    """Where an enrolment stands, and why it goes no further."""
+    status, retries = row["status"], _retries(row)
+    if status == "completed":
+        return f"completed {facts.at(row['finished_at'])}"
+    if status in ("failed", "stopped"):
+        why = row["stop_reason"] if status == "stopped" else row["last_error"]
+        return (
+            f"{status} {facts.at(row['finished_at'])} at {row['current_trigger']}, because: {why or 'unknown'}{retries}"
+        )
+    if status == "in_doubt":
+        return (
+            f"in doubt at {row['current_trigger']}: sent or not is unknown ({row['last_error'] or 'no answer'});"
+            " held for a receipt or an operator, never blindly sent again"
+        )
+    if row["processing"]:
+        end = f"; ends after this attempt: {row['stop_reason']}" if row["stop_reason"] else ""
+        return (
+            f"leased by {row['processing']} for {row['current_trigger']},"
+            f" slot {facts.at(row['processing_started_at'])},"
+            f" to leave at latest {row['lease_deadline_at']:%H:%M:%S}{end}{retries}"
+        )
+    if row["next_trigger_time"] is None:
+        return "last step accepted; completion waits for the lead's row, which somebody has locked"
+    return _why_waiting(facts, row) + retries
+
+
+def _why_waiting(facts: Facts, row: Row) -> str:
+    step, due = row["current_trigger"], row["next_trigger_time"]
+    sequence = facts.catalogue.sequences.get(row["sequence_id"])
+    if sequence is not None and not sequence.is_active:
+        return f"waiting for {step}; held, because the sequence is paused (due {facts.at(due)})"
+    if problems := facts.catalogue.problems.get(row["sequence_id"]):
+        return f"waiting for {step}; held, because the sequence is broken: {problems[0]}"
+    if due > facts.now:
+        return f"waiting for {step} until {facts.at(due)}, then from {row['home'] or 'a device to be chosen'}"
+    device = facts.devices.get(row["home_device_id"])
+    late = f"waiting for {step}, due since {facts.at(due)}"
+    if row["pinned"]:
+        late += f"; an earlier attempt is in doubt, so only {row['home']} may send it again, under the same key"
+    if device is None:
+        return f"{late}; no device is available"
+    if limit := _limit(device):
+        return f"{late}; its device {limit}"
+    return f"{late}; next in line on {device['name']}"
+
+
+def _limit(device: Row) -> str | None:
+    """What keeps a device from sending now; None when nothing does."""
+    if device["health"] != "available":
+        return f"is {device['health']}"
+    if device["messages_hour"] + device["current_processing"] >= device["quota_per_hour"]:
+        return "has used up its hour"
+    if device["messages_today"] + device["current_processing"] >= device["quota_per_day"]:
+        return "has used up its day"
+    if device["current_processing"] >= device["in_flight_max"]:
+        return "has as much in progress as it may"
+    return None
+
+
+def why_device(device: Row) -> str:
+    """A device's health and headroom."""
+    cause = f" ({device['health_cause']})" if device["health_cause"] else ""
+    missing = "" if device["gateway_url"] else "; it has no gateway_url"
+    limit = _limit(device)
+    blocked = f"; it {limit}" if limit and device["health"] == "available" else ""
+    return (
+        f"{device['name']}: {device['health']}{cause};"
+        f" {device['messages_hour']} of {device['quota_per_hour']} this hour,"
+        f" {device['messages_today']} of {device['quota_per_day']} today,"
+        f" {device['current_processing']} of {device['in_flight_max']} in progress{blocked}{missing}"
+    )
+
+
+def _describe(facts: Facts) -> list[str]:
+    lead = facts.lead
+    found = [f"phone {lead['phone']}"]
+    found += [f"{name} {lead[name]}" for name in ("name", "niche", "time_zone") if lead[name]]
+    found += [f"opted in {facts.at(lead['opted_in_at'])}"] if lead["opted_in_at"] else []
+    found += [f"OPTED OUT {facts.at(lead['opted_out_at'])}"] if lead["opted_out_at"] else []
+    return [text.replace("time_zone", "time zone") for text in found]
+
+
+def _sequence_name(facts: Facts, id_: int) -> str:
+    sequence = facts.catalogue.sequences.get(id_)
+    return repr(sequence.name) if sequence else f"sequence {id_} (removed)"
+
+
+def _retries(row: Row) -> str:
+    if not row["retry_count"]:
+        return ""
+    return f" (failed {row['retry_count']} times so far: {row['last_error'] or 'no reason known'})"
+
+
+def _heading(text: str) -> None:
+    out.print(f"\n[bold]{text}[/]")
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False)

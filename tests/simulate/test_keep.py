@@ -1,0 +1,62 @@
+"""``dripline simulate --keep`` on a data directory that somebody else's server lives in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dispatcher.store.connect import connect
+from dispatcher.store.embedded import EmbeddedServer
+from dispatcher.store.migrate import migrate
+from dispatcher.store.stamp import require_live
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("DRIPLINE_")}
+
+
+@pytest.fixture
+def live() -> Iterator[EmbeddedServer]:
+    """A running server with a live database."""
+    directory = Path(tempfile.mkdtemp(prefix="dl-"))
+    directory.chmod(0o711)
+    server = EmbeddedServer(directory / "data")
+    asyncio.run(_make_live(server.start()))
+    yield server
+    server.stop()
+    shutil.rmtree(directory)
+
+
+async def _make_live(url: str) -> None:
+    connection = await connect(url)
+    await migrate(connection)
+    await require_live(connection)
+    await connection.close()
+
+
+def test_a_live_database_is_refused_and_its_server_keeps_running(live):
+    data_dir = live.url().partition("host=")[2].removesuffix("/postgres")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from dispatcher.cli.main import main; main()"),
+            *("simulate", "--devices", "2", "--leads", "2", "--shards", "1", "--keep", "--quiet"),
+            *("--data-dir", data_dir),
+        ],
+        capture_output=True,
+        text=True,
+        env=CLEAN,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "error: database: it is live - a rehearsal needs a database of its own\n",
+    )
+    assert live.running()
