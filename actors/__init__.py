@@ -5,5 +5,7 @@ coordinator  ``Coordinator``: the coordinator's process, which also watches over
 shards       the coordinator's way to its shards (the ``Shards`` port)
 cluster      composition root: connect to Ray, start, wait, drain
 live         one live installation from start to drain
+preflight    what must hold before it may start
+screen       what it tells the person who watches
 command      ``dripline run``
 """

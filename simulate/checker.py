@@ -1,6 +1,6 @@
 """The invariants, judged from receipts, ledger and the seed's tables only, never from internals.
 
-duplicate      a key or a visit accepted more than once
+duplicate      a key or a visit accepted more than once, or asked for again from another device than accepted it
 early          before its slot, before its due moment, or before its predecessor's acceptance and delay
 over_hour/day  more arrivals of one device in some rolling window than its quota, by the referee's own clock
 out_of_order   a visit whose step does not follow from the visit before, or that arrived before it
@@ -52,7 +52,7 @@ def check(receipts: Receipts, evidence: Evidence) -> Violations:
     reached = receipts.rows[~receipts.answered(Outcome.THROTTLED) & ~receipts.answered(Outcome.REFUSED)]
     hour_us = round(evidence.hour_s * 1e6)
     return Violations(
-        duplicate=_duplicates(accepted, evidence),
+        duplicate=_duplicates(accepted, evidence) + _strayed(receipts, accepted),
         early=joined.early(evidence) + int((receipts.rows["arrived_us"] < receipts.rows["slot_us"]).sum()),
         over_hour=_over(reached, evidence.quotas[:, 0], hour_us),
         over_day=_over(reached, evidence.quotas[:, 1], 24 * hour_us),
@@ -68,6 +68,13 @@ def _duplicates(accepted: NDArray[np.void], evidence: Evidence) -> int:
     visits = np.stack([ledger["enrolment"].astype(np.int64), ledger["visit"], ledger["generation"]], axis=1)
     order = np.lexsort(visits.T)
     return keys + int((np.diff(visits[order], axis=0) == 0).all(axis=1).sum())
+
+
+def _strayed(receipts: Receipts, accepted: NDArray[np.void]) -> int:
+    """Repetitions of an accepted message by another device."""
+    again = receipts.rows[receipts.answered(Outcome.REPEAT)]
+    found = _Keys.of(accepted["key"]).find(again["key"])
+    return int((accepted["device"][found] != again["device"])[found >= 0].sum()) if len(accepted) else 0
 
 
 def _over(reached: NDArray[np.void], quota: Int64s, window_us: int) -> int:
@@ -95,7 +102,7 @@ def _after_opt_out(accepted: NDArray[np.void], opted_out: dict[str, int]) -> int
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    """Accepted receipts with the ledger row of their key, sorted by enrolment and visit."""
+    """Accepted receipts, the first of each key, with the ledger row of that key; sorted by enrolment and visit."""
 
     enrolment: Int64s
     visit: Int64s
@@ -113,8 +120,9 @@ class _Joined:
         ledger, due_us = evidence.ledger[good], evidence.ledger_us("due")[good]
         found = _Keys.of(ledger["key"]).find(accepted["key"])
         known = found >= 0
-        lost = int((~known).sum()) + len(ledger) - len(np.unique(found[known]))
-        rows, kept = found[known], accepted[known]
+        rows, first = np.unique(found[known], return_index=True)
+        kept = accepted[known][first]
+        lost = int((~known).sum()) + len(ledger) - len(rows)
         catalogue = evidence.catalogue
         code = np.array([catalogue.index.get(trigger, -1) for _, trigger in receipts.steps] or [-1], np.int64)
         enrolment, visit = ledger["enrolment"][rows].astype(np.int64), ledger["visit"][rows].astype(np.int64)
@@ -135,24 +143,18 @@ class _Joined:
         return np.equal(self.enrolment[1:], self.enrolment[:-1])
 
     def early(self, evidence: Evidence) -> int:
-        follows = self._follows
         delay_us = np.rint(evidence.catalogue.delay_h * evidence.hour_s * 1e6).astype(np.int64)
-        ready_us = self.arrived_us[:-1] + delay_us[self.step[:-1]]
-        first = np.ones(len(self.enrolment), np.bool_)
-        first[1:] = ~follows
         enrolments = evidence.enrolments
         order = np.argsort(enrolments["id"])
-        place = order[np.searchsorted(enrolments["id"], self.enrolment[first], sorter=order)]
-        enrolled_us = _moments(enrolments["enrolled"])[place]
-        return (
-            int((self.slot_us[1:][follows] < ready_us[follows]).sum())
-            + int((self.slot_us < self.due_us).sum())
-            + int((self.slot_us[first] < enrolled_us).sum())
-        )
+        place = order[np.searchsorted(enrolments["id"], self.enrolment, sorter=order)]
+        ready_us = np.maximum(self.due_us, _moments(enrolments["enrolled"])[place])
+        after_us = self.arrived_us[:-1] + delay_us[self.step[:-1]]
+        ready_us[1:] = np.where(self._follows, np.maximum(ready_us[1:], after_us), ready_us[1:])
+        return int((self.slot_us < ready_us).sum())
 
     def out_of_order(self, evidence: Evidence) -> int:
         follows = self._follows
-        wrong_step = evidence.catalogue.next_index[self.step[:-1]] != self.step[1:]
+        wrong_step = (evidence.catalogue.next_index[self.step[:-1]] != self.step[1:]) | (self.step[1:] < 0)
         wrong_visit = self.visit[1:] != self.visit[:-1] + 1
         back = self.arrived_us[1:] <= self.arrived_us[:-1]
         first = np.ones(len(self.enrolment), np.bool_)

@@ -21,11 +21,16 @@ _NAMES = ("Aisyah", "Ben", "Chitra", "Daniel", "Elena", "Farid", "Grace", "Hana"
 _ENTRY, _SECOND, _WHICH, _LABEL, _NAME = range(5)
 
 
-async def create_devices(connection: asyncpg.Connection, count: int) -> None:
-    """Create ``count`` devices with the default quotas."""
+async def create_devices(
+    connection: asyncpg.Connection, count: int, quota_per_hour: int = 80, quota_per_day: int = 800
+) -> None:
+    """Create ``count`` devices with the same quotas."""
     digits = max(4, len(str(count)))
-    records = [(f"sim-{n:0{digits}d}", f"{PHONE_PREFIX}8{n:08d}") for n in range(1, count + 1)]
-    await connection.copy_records_to_table("devices", records=records, columns=("name", "phone"))
+    records = [
+        (f"sim-{n:0{digits}d}", f"{PHONE_PREFIX}8{n:08d}", quota_per_hour, quota_per_day) for n in range(1, count + 1)
+    ]
+    columns = ("name", "phone", "quota_per_hour", "quota_per_day")
+    await connection.copy_records_to_table("devices", records=records, columns=columns)
 
 
 async def create_leads(

@@ -60,6 +60,9 @@ class Plan:
     tick_s: float = 30.0
     start: datetime = START
     behaviour: Behaviour = field(default_factory=Behaviour)
+    quota_per_hour: int = 80
+    quota_per_day: int = 800
+    """Of every device."""
     bring_leads: Callable[[asyncpg.Connection], Awaitable[int]] | None = None
     """Brings leads from elsewhere instead of making ``leads`` of them; returns how many."""
 
@@ -110,7 +113,7 @@ async def rehearse(
             stack.push_async_callback(connection.close)
             await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
             await apply(connection, plan.sequences)
-            await create_devices(connection, plan.devices)
+            await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day)
             cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, start_us))
             leads = await _bring_leads(plan, connection, watcher)
             await connection.execute("ANALYZE leads")

@@ -158,11 +158,8 @@ class Running:
 
     def actors(self, kind: str) -> list[psutil.Process]:
         """The processes of this run's own actors of a kind, descendants of its driver."""
-        return [each for each in self.family() if _title(each).startswith(f"ray::{kind}")]
-
-    def family(self) -> list[psutil.Process]:
-        """Every process below the driver."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [each for each in below if _title(each).startswith(f"ray::{kind}")]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; returns the exit status."""
@@ -257,10 +254,10 @@ def test_a_killed_driver_takes_its_actors_with_it_and_the_next_one_waits_for_its
     with running(world) as run:
         world.rows(TAG)
         world.wait_until(lambda: len(world.attempts()) >= 8, 30)
-        family = run.family()
+        actors = run.actors("DeviceShard") + run.actors("Coordinator")
+        assert len(actors) == 2
         run.process.kill()
-        gone, alive = psutil.wait_procs(family, timeout=20)
-        assert (len(gone), alive) == (len(family), [])
+        assert psutil.wait_procs(actors, timeout=20)[1] == []
         arrived = len(world.attempts())
     next_run = Running(world)
     try:

@@ -178,9 +178,9 @@ class _End:
         if not len(again):
             return good
         part, fresh = good.take(again), fresh[again]
-        new, again = part.take(np.flatnonzero(fresh)), part.take(np.flatnonzero(~fresh))
+        new, repeated = part.take(np.flatnonzero(fresh)), part.take(np.flatnonzero(~fresh))
         credited = await self.connection.fetch(
-            statements("complete")["credit_doubt"], *_visits(again), again.at_us.tolist(), again.message_id
+            statements("complete")["credit_doubt"], *_visits(repeated), repeated.at_us.tolist(), repeated.message_id
         )
         await self.connection.execute(statements("complete")["clear_doubt"], *_visits(new))
         known = {row["enrolment_id"] for row in credited}

@@ -136,7 +136,7 @@ def test_a_new_key_needs_a_new_visit_or_an_operator() -> None:
 
 def test_only_counted_failures_count_and_only_reasons_stop() -> None:
     for (_, event), (following, writes) in TRANSITIONS.items():
-        assert (Write.RETRIES in writes) == (event in {Event.RETRY, Event.EXHAUST})
+        assert (Write.RETRIES in writes) == (event in {Event.RETRY, Event.EXHAUST, Event.DOUBT})
         assert (Write.REASON in writes) == (event in {Event.STOP, Event.OPT_OUT})
         assert following is not F or Write.ERROR in writes or event is Event.LATE
 

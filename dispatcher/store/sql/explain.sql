@@ -18,7 +18,7 @@ LEFT JOIN devices p ON p.id = c.processing_device_id
 ORDER BY c.id;
 
 -- name: queued
-SELECT count(*) FROM lead_changes WHERE lead_id = $1;
+SELECT EXISTS (SELECT FROM lead_changes WHERE lead_id = $1);
 
 -- name: unsearched
 -- Entries whose search for leads that carried the trigger before has not come to this lead yet.

@@ -14,21 +14,23 @@ SELECT (SELECT kind FROM dripline_database) AS kind, extract(epoch FROM dripline
        dripline_now() AS now;
 
 -- name: enrolments
--- One scan for everything that is counted; sequences without enrolments come too.
-WITH counted AS (
-    SELECT sequence_id,
-           count(*) AS total,
-           count(*) FILTER (WHERE status = 'active') AS active,
-           count(*) FILTER (WHERE status = 'completed') AS completed,
-           count(*) FILTER (WHERE status = 'failed') AS failed,
-           count(*) FILTER (WHERE status = 'stopped') AS stopped,
-           count(*) FILTER (WHERE status = 'in_doubt') AS in_doubt,
-           count(*) FILTER (WHERE status = 'active' AND processing_device_id IS NULL AND NOT held
-                                  AND next_trigger_time <= dripline_now()) AS due,
-           count(*) FILTER (WHERE held) AS held,
-           min(next_trigger_time) FILTER (WHERE status = 'active' AND processing_device_id IS NULL
-                                                AND NOT held) AS next_due
-    FROM sequence_contacts GROUP BY sequence_id
+-- One scan, few groups, and the clock read once. Sequences without enrolments come too.
+WITH grouped AS (
+    SELECT sequence_id, status, held, status = 'active' AND processing_device_id IS NULL AND NOT held AS waits,
+           next_trigger_time <= (SELECT dripline_now()) AS due, count(*) AS rows, min(next_trigger_time) AS next_due
+    FROM sequence_contacts GROUP BY 1, 2, 3, 4, 5
+),
+counted AS (
+    SELECT sequence_id, sum(rows)::bigint AS total,
+           sum(rows) FILTER (WHERE status = 'active')::bigint AS active,
+           sum(rows) FILTER (WHERE status = 'completed')::bigint AS completed,
+           sum(rows) FILTER (WHERE status = 'failed')::bigint AS failed,
+           sum(rows) FILTER (WHERE status = 'stopped')::bigint AS stopped,
+           sum(rows) FILTER (WHERE status = 'in_doubt')::bigint AS in_doubt,
+           sum(rows) FILTER (WHERE waits AND due)::bigint AS due,
+           sum(rows) FILTER (WHERE held)::bigint AS held,
+           min(next_due) FILTER (WHERE waits) AS next_due
+    FROM grouped GROUP BY sequence_id
 )
 SELECT s.id, s.name, s.is_active, p.problem,
        coalesce(c.total, 0) AS total, coalesce(c.active, 0) AS active, coalesce(c.completed, 0) AS completed,

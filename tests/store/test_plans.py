@@ -1,0 +1,282 @@
+"""Hot statements read bounded rows: at 200,000 enrolments none scans a table, and none reads what it was not for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from dispatcher.store.connect import connect, open_pool
+from dispatcher.store.statements import statements
+
+BIG = ("leads", "sequence_contacts", "message_ledger")
+ENROLMENTS, DEVICES, LEASED, RETRIED, PER_DEVICE = 200_000, 100, 500, 300, 1500
+NOW_US = 1_767_600_000_000_000
+NOBODY = UUID(int=0)
+
+FILL = f"""
+INSERT INTO dripline_database (kind, clock) VALUES ('rehearsal', dripline_at({NOW_US}));
+SELECT dripline_ledger_partition((dripline_at({NOW_US}) AT TIME ZONE 'UTC')::date + day)
+FROM generate_series(-3, 1) day;
+INSERT INTO devices (name, shard_id) SELECT 'd-' || n, n % 10 FROM generate_series(1, {DEVICES}) n;
+INSERT INTO sequences (name, is_active) VALUES ('Fitness', true), ('Paused', false);
+INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, is_entry_point)
+VALUES (1, 'fitness_start', 'one', 'fitness_day2', true), (1, 'fitness_day2', 'two', NULL, false),
+       (2, 'paused_start', 'one', NULL, true);
+ALTER TABLE leads DISABLE TRIGGER USER;
+INSERT INTO leads (phone, trigger) SELECT '9991' || n, 'fitness_start' FROM generate_series(1, {ENROLMENTS}) n;
+ALTER TABLE leads ENABLE TRIGGER USER;
+INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger, home_device_id,
+    next_trigger_time, status, finished_at, processing_device_id, processing_started_at, lease_deadline_at, lease_token,
+    lease_epoch, attempt, retry_count)
+SELECT 1, n, '9991' || n, 'fitness_start', 'fitness_start', d.id,
+       dripline_at({NOW_US}) + (n % 1000 - 500) * interval '1 minute',
+       CASE WHEN n > {ENROLMENTS} * 0.9 THEN 'completed' ELSE 'active' END, NULL,
+       CASE WHEN n <= {LEASED} THEN d.id END,
+       CASE WHEN n <= {LEASED} THEN dripline_at({NOW_US}) - interval '1 hour' END,
+       CASE WHEN n <= {LEASED} THEN dripline_at({NOW_US}) - interval '1 hour' END,
+       CASE WHEN n <= {LEASED} THEN 7 END, CASE WHEN n <= {LEASED} THEN 5 END, (n <= {LEASED})::integer,
+       (n BETWEEN {LEASED} + 1 AND {LEASED} + {RETRIED})::integer
+FROM generate_series(1, {ENROLMENTS}) n JOIN devices d ON d.number = 1 + n % {DEVICES};
+INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
+    accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger)
+SELECT n, 1, n, 1, at, at, at, at, d.id, gen_random_uuid(), 0, 0, 1, 'accepted', 'fitness_start'
+FROM generate_series(1, {DEVICES * PER_DEVICE}) n JOIN devices d ON d.number = 1 + n % {DEVICES},
+     LATERAL (SELECT dripline_at({NOW_US}) - n * interval '1 second' AS at) t;
+ANALYZE;
+"""
+
+
+class Cost(NamedTuple):
+    """What a statement did."""
+
+    scanned: set[str]
+    """Big tables that were read from one end to the other."""
+    rows: int
+    """Rows that scans of big tables looked at, whether they were wanted or not."""
+    blocks: int
+
+
+@pytest.fixture(scope="module")
+def big_url(new_database, server) -> Iterator[str]:
+    """Leads, enrolments and ledger at a size where a bad plan shows."""
+    url = new_database()
+
+    async def fill() -> None:
+        connection = await connect(url)
+        await connection.execute(FILL)
+        await connection.execute("VACUUM ANALYZE")
+        await connection.close()
+
+    asyncio.run(fill())
+    return url
+
+
+@pytest.fixture
+async def engine(big_url):
+    """A connection as the engine's; what it does is rolled back."""
+    pool = await open_pool(big_url, size=1)
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        yield connection
+        await transaction.rollback()
+    pool.terminate()
+
+
+async def cost(connection: asyncpg.Connection, sql: str, *arguments: object) -> Cost:
+    """Run a statement under EXPLAIN."""
+    plan = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *arguments))[0][
+        "Plan"
+    ]
+    scanned, rows = set(), 0
+    for node in nodes(plan):
+        table = node.get("Relation Name", "")
+        if not table.startswith(BIG):
+            continue
+        if node["Node Type"] == "Seq Scan" and node["Actual Loops"]:
+            scanned.add(table)
+        removed = sum(count for name, count in node.items() if name.startswith("Rows Removed"))
+        if "Scan" in node["Node Type"]:
+            rows += round((node["Actual Rows"] + removed) * node["Actual Loops"])
+    return Cost(scanned, rows, plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def nodes(plan: dict) -> Iterator[dict]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes(part)
+
+
+async def columns(connection, sql: str) -> list[list]:
+    return [list(column) for column in zip(*await connection.fetch(sql), strict=True)]
+
+
+async def claim_arguments(connection, slots: int = 3) -> tuple:
+    """Slots on every device, both epochs in force."""
+    await connection.execute(
+        "INSERT INTO epochs VALUES ('coordinator', 3, '', now()), ('shard-0', 4, '', now()) ON CONFLICT DO NOTHING"
+    )
+    (devices,) = await columns(connection, "SELECT id FROM devices")
+    moments = [NOW_US + n for n in range(slots * DEVICES)]
+    first = [slots * n for n in range(DEVICES)]
+    return devices, [slots] * DEVICES, first, moments, NOW_US, 30_000_000, 3, "shard-0", 4, 99, False
+
+
+LEASES = (
+    "SELECT id, lease_token, dripline_us(processing_started_at), lead_id FROM sequence_contacts WHERE lease_token = 7"
+)
+
+
+async def ended(connection, *more: str) -> list:
+    """The columns that advance and finish take for all leased rows."""
+    id_, token, slot, lead = await columns(connection, LEASES)
+    n = len(id_)
+    accepted = [
+        id_,
+        token,
+        slot,
+        ["accepted"] * n,
+        ["m"] * n,
+        [NOBODY] * n,
+        [1] * n,
+        slot,
+        slot,
+        ["fitness_start"] * n,
+        5,
+    ]
+    extra = {"next": ["fitness_day2"] * n, "due": [NOW_US] * n, "lead": lead}
+    return [*accepted, 30_000_000, *(extra[name] for name in more)]
+
+
+async def test_the_claim_reads_what_it_leases(engine):
+    found = await cost(engine, statements("claim")["claim_due"], *await claim_arguments(engine))
+    assert found.scanned == set()
+    leased = await engine.fetchval("SELECT count(*) FROM sequence_contacts WHERE lease_token = 99")
+    assert leased == 3 * DEVICES
+    assert found.rows <= 2 * leased + LEASED, "once to choose, once to write, and what is leased already"
+
+
+async def test_the_next_due_moment_reads_one_row_a_device(engine):
+    (devices,) = await columns(engine, "SELECT id FROM devices")
+    found = await cost(engine, statements("claim")["next_due"], devices)
+    assert (found.scanned, found.rows <= DEVICES + LEASED) == (set(), True)
+
+
+async def test_the_last_look_reads_what_is_about_to_leave(engine):
+    id_, token, *_ = await columns(engine, LEASES)
+    found = await cost(engine, statements("shard")["recheck"], id_, token)
+    assert (found.scanned, found.rows) == (set(), 2 * LEASED)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "rows"),
+    [("advance", ("next", "due"), LEASED), ("finish", ("lead",), 3 * LEASED), ("finish_later", (), LEASED)],
+)
+async def test_completion_reads_what_it_completes(engine, name, more, rows):
+    found = await cost(engine, statements("complete")[name], *await ended(engine, *more))
+    assert found.scanned == set()
+    assert await engine.fetchval("SELECT count(*) FROM sequence_contacts WHERE lease_token = 7") == 0
+    assert found.rows <= rows
+
+
+async def test_the_end_of_attempts_reads_what_it_ends(engine):
+    id_, token, *_ = await columns(engine, LEASES)
+    n = len(id_)
+    arguments = (
+        id_,
+        token,
+        ["refused"] * n,
+        ["no"] * n,
+        [NOBODY] * n,
+        ["waiting"] * n,
+        [1] * n,
+        [NOW_US] * n,
+        [False] * n,
+    )
+    found = await cost(engine, statements("complete")["end_attempts"], *arguments, NOW_US)
+    assert (found.scanned, found.rows <= 2 * LEASED) == (set(), True)
+
+
+async def test_the_rescue_reads_leases_only(engine):
+    found = await cost(engine, statements("rescue")["ended_leases"], NOW_US, 1000)
+    assert (found.scanned, found.rows) == (set(), LEASED)
+
+
+async def test_a_takeover_reads_the_usage_of_its_own_devices(engine):
+    found = await cost(engine, statements("shard")["load_usage"], 3, NOW_US - 86_400_000_000)
+    assert (found.scanned, found.rows <= DEVICES / 10 * PER_DEVICE + LEASED) == (set(), True)
+
+
+async def test_lead_changes_read_the_leads_that_changed(engine):
+    await engine.execute("UPDATE leads SET trigger = NULL WHERE id BETWEEN 1000 AND 1299")
+    found = await cost(engine, statements("enrol")["take_changes"], 1000, NOW_US)
+    assert found.scanned == set()
+    assert await engine.fetchval("SELECT count(*) FROM sequence_contacts WHERE status = 'stopped'") == 300
+    assert found.rows <= 4 * 300
+
+
+async def test_an_idle_enrolling_pass_costs_the_same_however_many_leads_there_are(engine, connection):
+    await engine.execute("INSERT INTO open_entries VALUES ('fitness_start', 1, now(), 200000, true)")
+    for name, arguments in (("take_changes", (1000, NOW_US)), ("search_entries", (1000,))):
+        busy, empty = [await cost(on, statements("enrol")[name], *arguments) for on in (engine, connection)]
+        assert (busy.scanned, busy.rows) == (set(), 0)
+        assert busy.blocks <= empty.blocks + 20, name
+
+
+MONITORING = {
+    "processing": ("SELECT COUNT(*) FROM sequence_contacts WHERE processing_device_id IS NOT NULL", LEASED),
+    "stuck": (
+        "SELECT COUNT(*) FROM sequence_contacts WHERE processing_device_id IS NOT NULL "
+        "AND processing_started_at < NOW() - INTERVAL '5 minutes'",
+        LEASED,
+    ),
+    "retries": (
+        "SELECT contact_phone, retry_count, last_error FROM sequence_contacts WHERE retry_count > 0 "
+        "ORDER BY retry_count DESC",
+        RETRIED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MONITORING)
+async def test_the_seeds_monitoring_reads_what_it_shows(big_url, name):
+    sql, rows = MONITORING[name]
+    person = await connect(big_url)
+    found = await cost(person, sql)
+    await person.close()
+    assert (found.scanned, found.rows) == (set(), rows)
+
+
+async def test_a_paused_backlog_does_not_stand_in_the_way(big_url):
+    """100,000 enrolments of a paused sequence, all due longer than everybody else's, on the same devices."""
+    pool = await open_pool(big_url, size=1)
+    async with pool.acquire() as connection:
+        alone = await claim_and_roll_back(connection)
+        await connection.execute(
+            "INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger, "
+            "home_device_id, next_trigger_time) SELECT 2, n, '9991' || n, 'paused_start', 'paused_start', d.id, "
+            f"dripline_at({NOW_US}) - interval '1 day' FROM generate_series(1, 100000) n "
+            f"JOIN devices d ON d.number = 1 + n % {DEVICES}"
+        )
+        await connection.execute("VACUUM ANALYZE sequence_contacts")
+        behind = await claim_and_roll_back(connection)
+        await connection.execute(statements("claim")["hold"], 2, 100_000)
+        held = await claim_and_roll_back(connection)
+    pool.terminate()
+    assert alone.scanned == behind.scanned == held.scanned == set()
+    assert alone.rows == behind.rows == held.rows, "what is paused is passed over inside the index"
+    assert max(behind.blocks, held.blocks) <= 2 * alone.blocks
+
+
+async def claim_and_roll_back(connection) -> Cost:
+    transaction = connection.transaction()
+    await transaction.start()
+    found = await cost(connection, statements("claim")["claim_due"], *await claim_arguments(connection))
+    await transaction.rollback()
+    return found
