@@ -5,6 +5,6 @@ ports     what the services need from outside: Store, Sender, Shards
 store     PostgreSQL: statements in ``.sql``, migrations, the embedded server
 sender    HTTP gateways
 intake    lead files and sequence files on their way in
-services  coordinator (enroller, rescuer, rebalancer) and shard (completer): plain classes with ``run_once(now)``
+services  coordinator (enroller, rescuer, rebalancer) and shard (slots, completer): plain classes with ``run_once(now)``
 cli       the ``dripline`` command
 """

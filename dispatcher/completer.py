@@ -23,8 +23,6 @@ from dispatcher.store.shard_store import Ends, ShardStore
 _log = logging.getLogger(__name__)
 _RETRY_PAUSE_S = 0.2
 T = TypeVar("T")
-THROTTLE_S = 60.0
-"""How long a throttled device rests when its gateway does not say."""
 _LABELS = {int(outcome): outcome.label for outcome in Outcome}
 
 
@@ -86,7 +84,7 @@ def _setback(
     retries = int(leased.retries[row])
     if outcome in UNCOUNTED:
         asked_s = outcomes.retry_after_s[row]
-        wait_s = float(asked_s) if asked_s == asked_s else (THROTTLE_S if outcome is Outcome.THROTTLED else 0.0)
+        wait_s = float(asked_s) if asked_s == asked_s else (backoff.THROTTLE_S if outcome is Outcome.THROTTLED else 0.0)
         return "waiting", 0, at_us + span_us(wait_s), False
     if outcome is Outcome.OPTED_OUT:
         return "stopped", 0, at_us, False

@@ -15,24 +15,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dispatcher.completer import THROTTLE_S, Completer, ends_of, persistently
+from dispatcher.completer import Completer, ends_of, persistently
 from dispatcher.config import Settings
-from dispatcher.core.batches import DueSoon, Indices, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.messages import compiled
-from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
-from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
-from dispatcher.core.quota import Offer, SlidingLog
+from dispatcher.core.moments import NEVER_US, span_us
+from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import FencedError
 from dispatcher.ports import Fate, Sender
+from dispatcher.slots import SlotBook
 from dispatcher.store.registry import Versions
 from dispatcher.store.shard_store import Ends, ShardStore, Usage
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
-_UNSENT = np.array([int(outcome) for outcome in PROVED_UNSENT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,6 @@ class Shard:
         self._out: dict[int, Leased] = {}
         self._batches = 0
         self._seen: dict[int, None] = {}
-        self._offer: Offer | None = None
         self._due: list[tuple[Int32s, Int64s]] = []
 
     # Ownership -----------------------------------------------------------------------------------------------
@@ -74,21 +72,11 @@ class Shard:
         self.epoch = await self._store.seat.raise_epoch()
         self._versions = await self._store.versions()
         self._load_catalogue(await self._store.catalogue())
-        self._fleet = await self._store.fleet()
-        self._owned, self._now_us = self._fleet.number, now_us
-        self._log = SlidingLog(
-            self._fleet.quota_per_hour,
-            self._fleet.quota_per_day,
-            self._fleet.in_flight_max,
-            np.rint(self._fleet.min_gap_s * SECOND_US).astype(np.int64),
-            hour_us=self._settings.hours_us(1),
-            guard_us=span_us(self._settings.guard_s),
-        )
-        self._log.set_limits(available=self._fleet.available)
-        self._rest_until_us = np.zeros(len(self._fleet), np.int64)
-        self._load_usage(await self._read_usage(), self._owned)
-        self._pending, self._offer = [], None
-        self._sender = self._make_sender(self._fleet)
+        fleet = await self._store.fleet()
+        self._now_us = now_us
+        self._slots = SlotBook(fleet, await self._read_usage(), self._settings)
+        self._pending = []
+        self._sender = self._make_sender(fleet)
         self._trusted_until_s = started_s + self._settings.trust_s
         return self.epoch
 
@@ -118,8 +106,8 @@ class Shard:
             self._load_catalogue(await self._store.catalogue())
         if versions.devices != self._versions.devices:
             fleet = await self._store.fleet()
-            joined = not np.isin(fleet.number, self._owned).all()
-            self._load_fleet(fleet, await self._read_usage() if joined else [])
+            self._slots.load(fleet, await self._read_usage() if self._slots.joins(fleet) else [])
+            self._sender.update(fleet.gateways())
         self._versions = Versions(*versions)
 
     def _load_catalogue(self, catalogue: Catalogue) -> None:
@@ -134,49 +122,6 @@ class Shard:
         day_us = self._settings.hours_us(24) + span_us(self._settings.guard_s + self._settings.deadline_s)
         return await self._store.usage(self._now_us - day_us)
 
-    def _load_usage(self, usage: list[Usage], numbers: Int32s) -> None:
-        """Add the usage of the devices ``numbers``, all of which are in the fleet."""
-        for part in usage:
-            if part.number in numbers:
-                row = int(self._fleet.rows(np.array([part.number], np.int32))[0])
-                self._log.load(np.full(len(part.at_us), row, np.intp), part.at_us)
-
-    def _load_fleet(self, fleet: Fleet, usage: list[Usage]) -> None:
-        """Take in the devices as they are now: those that left become unavailable, those that join bring their usage.
-
-        One that comes back is charged twice for what this incarnation sent: rather too little than too much.
-        """
-        joined = np.setdiff1d(fleet.number, self._owned)
-        self._owned = fleet.number
-        if len(joined):
-            # Rows may move: an offer that is open names rows. What is claimed for it waits again.
-            self._answer(np.zeros(0, np.int64), None)
-        gone = np.setdiff1d(self._fleet.number, fleet.number)
-        if len(gone):
-            rows = self._fleet.rows(gone.astype(np.int32))
-            self._log.set_limits(rows, available=False)
-            kept = self._fleet.take(rows)
-            fleet = Fleet.join([fleet, kept.replace(available=np.zeros(len(kept), np.bool_))])
-            fleet = fleet.take(np.argsort(fleet.number))
-        gap_us = np.rint(fleet.min_gap_s * SECOND_US).astype(np.int64)
-        rows = np.flatnonzero(~np.isin(fleet.number, self._fleet.number))
-        new = fleet.take(rows)
-        self._log.add_devices(new.quota_per_hour, new.quota_per_day, new.in_flight_max, gap_us[rows])
-        order = np.argsort(np.concatenate([self._fleet.number, new.number]))
-        if len(joined):
-            self._log.reorder(order)
-        self._rest_until_us = np.pad(self._rest_until_us, (0, len(new)))[order]
-        self._log.set_limits(
-            quota_per_hour=fleet.quota_per_hour,
-            quota_per_day=fleet.quota_per_day,
-            in_flight_max=fleet.in_flight_max,
-            min_gap_us=gap_us,
-            available=fleet.available,
-        )
-        self._fleet = fleet
-        self._load_usage(usage, joined)
-        self._sender.update(fleet.gateways())
-
     # Slots ---------------------------------------------------------------------------------------------------
 
     def offer(self, now_us: int, horizon_us: int, devices: Int32s) -> SlotOffer:
@@ -185,27 +130,15 @@ class Shard:
         An earlier offer that was never answered goes back first; what was claimed for it will be given back.
         """
         self._now_us = now_us
-        self._answer(np.zeros(0, np.int64), None)
-        known = devices[np.isin(devices, self._fleet.number)]
-        rows = self._fleet.rows(known)
-        rested = self._rest_until_us[rows] <= now_us
-        if not self.trusted:
-            rested[:] = False
-        offer = self._log.offer(now_us, horizon_us, rows[rested])
-        slots = np.zeros(len(rows), np.int32)
-        slots[np.searchsorted(rows, offer.devices)] = offer.counts
-        free_us = np.maximum(self._log.next_free_us(rows), self._rest_until_us[rows])
-        free_us[slots > 0] = offer.slot_us[np.cumsum(offer.counts) - offer.counts]
-        self._offer = offer
-        due = self.take_due()
+        slots = self._slots.offer(now_us, horizon_us if self.trusted else 0, devices)
         return SlotOffer(
             epoch=self.epoch,
-            offer=offer.number,
-            number=known,
-            slots=slots,
-            slot_us=offer.slot_us,
-            free_us=free_us,
-            due=due,
+            offer=slots.offer,
+            number=slots.number,
+            slots=slots.slots,
+            slot_us=slots.slot_us,
+            free_us=slots.free_us,
+            due=self.take_due(),
         )
 
     def take_due(self) -> DueSoon:
@@ -223,40 +156,17 @@ class Shard:
     def deliver(self, offer: int, leased: Leased | None) -> None:
         """Take what was claimed for ``offer``. Seen before, or of another epoch: ignored."""
         if leased is None:
-            if self._offer is not None and self._offer.number == offer:
-                self._answer(np.zeros(0, np.int64), None)
+            self._slots.withdraw(offer)
             return
         if leased.epoch != self.epoch or leased.token in self._seen:
             return
         self._seen[leased.token] = None
         while len(self._seen) > _TOKENS_KEPT:
             self._seen.pop(next(iter(self._seen)))
-        rows = self._fleet.rows(leased.device)
-        order = np.lexsort((leased.slot_us, rows))
-        held = self._offer is not None and self._answer(rows[order], leased.slot_us[order])
-        if not held:
+        if not self._slots.fill(leased):
             _log.warning("claim %d came after its offer: %d enrolments wait again", leased.token, len(leased))
             leased = leased.replace(slot_us=np.full(len(leased), -1, np.int64))
         self._pending.append(leased)
-
-    def _answer(self, rows: Indices, slot_us: Int64s | None) -> bool:
-        """Answer the open offer with the slots that were filled; False if they are not its first ones."""
-        if self._offer is None:
-            return False
-        offer = self._offer
-        filled = np.zeros(len(offer.devices), np.int64)
-        fits = slot_us is None
-        if slot_us is not None:
-            counted = np.bincount(rows, minlength=len(self._fleet))
-            filled = counted[offer.devices]
-            if int(filled.sum()) == len(rows) and (filled <= offer.counts).all():
-                rank = np.arange(len(offer)) - np.repeat(np.cumsum(offer.counts) - offer.counts, offer.counts)
-                fits = bool((offer.slot_us[rank < np.repeat(filled, offer.counts)] == slot_us).all())
-            if not fits:
-                return False
-        self._log.answer(offer, filled)
-        self._offer = None
-        return fits
 
     # Hand-over -----------------------------------------------------------------------------------------------
 
@@ -375,9 +285,7 @@ class Shard:
         rows = np.array(list(back), np.intp)
         part = leased.take(rows)
         held = part.slot_us >= 0
-        device = self._fleet.rows(part.device)
-        self._log.settle(device[held])
-        self._log.release(device[held], part.slot_us[held])
+        self._slots.give_back(part.device[held], part.slot_us[held])
         stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
         due_us = np.maximum(part.due_us, now_us)
         token = np.full(len(rows), leased.token, np.int64)
@@ -424,7 +332,7 @@ class Shard:
             error=[f"content: {errors[row]}" for row in bad.tolist()],
             retry_after_s=np.full(len(bad), np.nan),
         )
-        self._log.release(self._fleet.rows(part.device), part.slot_us)
+        self._slots.release(part.device, part.slot_us)
         self._end(part, [keys[row] for row in bad.tolist()], outcomes)
         good = np.setdiff1d(np.arange(len(leased)), bad)
         self._out[number] = leased.take(good)
@@ -433,25 +341,8 @@ class Shard:
 
     def _end(self, leased: Leased, keys: list[bytes], outcomes: Outcomes) -> None:
         """Book outcomes (of ``leased``, row by row) against quotas and pass them on to the completer."""
-        device = self._fleet.rows(leased.device)
-        self._log.settle(device)
-        unsent = np.isin(outcomes.outcome, _UNSENT)
-        if unsent.any():
-            self._log.release(device[unsent], leased.slot_us[unsent])
-        unknown = outcomes.outcome == Outcome.IN_DOUBT
-        if unknown.any():
-            slot_us = leased.slot_us[unknown]
-            self._log.postpone(device[unknown], slot_us, slot_us + span_us(self._settings.deadline_s))
-        throttled = outcomes.outcome == Outcome.THROTTLED
-        if throttled.any():
-            wait_s = np.nan_to_num(outcomes.retry_after_s[throttled], nan=THROTTLE_S)
-            until_us = outcomes.at_us[throttled] + np.rint(wait_s * SECOND_US).astype(np.int64)
-            np.maximum.at(self._rest_until_us, device[throttled], until_us)
-        refused = outcomes.outcome == Outcome.CREDENTIALS
-        if refused.any():
-            # The device is quarantined with the batch; until that is read back, nothing more goes there.
-            self._log.set_limits(np.unique(device[refused]), available=False)
-        idempotent = self._fleet.idempotent[device]
+        self._slots.book(leased, outcomes)
+        idempotent = self._slots.idempotent(leased.device)
         self._completer.add(ends_of(leased, keys, outcomes, self._catalogue, idempotent, self._settings))
 
     @property

@@ -19,6 +19,9 @@ _FIRST: Final = 0xBF58476D1CE4E5B9
 _SECOND: Final = 0x94D049BB133111EB
 _MASK: Final = 2**64 - 1
 _UNIT: Final = 2.0**-53
+THROTTLE_S: Final = 60.0
+"""How long a throttled device rests when its gateway does not say."""
+
 _MOST_DOUBLINGS: Final = 100
 """Far beyond every cap, far below overflow."""
 

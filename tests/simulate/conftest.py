@@ -99,7 +99,7 @@ def world(database_url: str, local_ray: None) -> World:
     return World(database_url)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def world_of(local_ray: None) -> Callable[[str], World]:
     """Makes the world of a database elsewhere."""
     return World

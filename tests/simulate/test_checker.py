@@ -92,7 +92,7 @@ def test_a_message_that_was_taken_twice(case):
 def test_a_visit_the_ledger_has_accepted_twice(case):
     again = case.ledger[case.mine[1:2]].copy()
     again["attempt"], again["key"] = 2, b"another key 16 B"
-    case.ledger = np.concatenate([case.ledger, again])
+    case.ledger = np.concatenate([case.ledger, again]).astype(case.ledger.dtype)
     assert case.violations() == Violations(duplicate=1, lost=1)
 
 

@@ -1,0 +1,184 @@
+"""The slots of a shard's devices: its sliding logs by device number, what is on offer, and what came of it.
+
+Everything here is memory only and can be rebuilt from ledger and leases.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatcher.config import Settings
+from dispatcher.core.backoff import THROTTLE_S
+from dispatcher.core.batches import Indices, Int32s, Int64s, Leased, Outcomes
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.moments import SECOND_US, span_us
+from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
+from dispatcher.core.quota import Offer, SlidingLog
+from dispatcher.store.shard_store import Usage
+
+_UNSENT: Final = np.array([int(outcome) for outcome in PROVED_UNSENT])
+
+
+class Slots(NamedTuple):
+    """What is on offer; the first four columns of ``SlotOffer``'s."""
+
+    offer: int
+    number: Int32s
+    slots: Int32s
+    slot_us: Int64s
+    free_us: Int64s
+
+
+class SlotBook:
+    """Books slots for a shard's devices.
+
+    Args:
+        fleet: the shard's devices.
+        usage: what they have reserved already.
+        settings: length of an hour, guard, deadline.
+    """
+
+    def __init__(self, fleet: Fleet, usage: list[Usage], settings: Settings) -> None:
+        self._settings = settings
+        self._log = SlidingLog(
+            fleet.quota_per_hour,
+            fleet.quota_per_day,
+            fleet.in_flight_max,
+            _gap_us(fleet),
+            hour_us=settings.hours_us(1),
+            guard_us=span_us(settings.guard_s),
+        )
+        self._log.set_limits(available=fleet.available)
+        self._fleet, self._owned = fleet, fleet.number
+        self._rest_until_us = np.zeros(len(fleet), np.int64)
+        self._offer: Offer | None = None
+        self._load_usage(usage, fleet.number)
+
+    # Devices -------------------------------------------------------------------------------------------------
+
+    def joins(self, fleet: Fleet) -> bool:
+        """Whether devices are among ``fleet`` that were not owned before: their usage is needed."""
+        return not np.isin(fleet.number, self._owned).all()
+
+    def load(self, fleet: Fleet, usage: list[Usage]) -> None:
+        """Take in the devices as they are now: those that left become unavailable, those that join bring their usage.
+
+        One that comes back is charged twice for what this incarnation sent: rather too little than too much.
+        """
+        joined = np.setdiff1d(fleet.number, self._owned)
+        self._owned = fleet.number
+        if len(joined):
+            # Rows may move: an offer that is open names rows. What is claimed for it waits again.
+            self.withdraw()
+        gone = np.setdiff1d(self._fleet.number, fleet.number)
+        if len(gone):
+            rows = self._fleet.rows(gone.astype(np.int32))
+            self._log.set_limits(rows, available=False)
+            kept = self._fleet.take(rows)
+            fleet = Fleet.join([fleet, kept.replace(available=np.zeros(len(kept), np.bool_))])
+            fleet = fleet.take(np.argsort(fleet.number))
+        rows = np.flatnonzero(~np.isin(fleet.number, self._fleet.number))
+        new = fleet.take(rows)
+        self._log.add_devices(new.quota_per_hour, new.quota_per_day, new.in_flight_max, _gap_us(new))
+        order = np.argsort(np.concatenate([self._fleet.number, new.number]))
+        if len(joined):
+            self._log.reorder(order)
+        self._rest_until_us = np.pad(self._rest_until_us, (0, len(new)))[order]
+        self._log.set_limits(
+            quota_per_hour=fleet.quota_per_hour,
+            quota_per_day=fleet.quota_per_day,
+            in_flight_max=fleet.in_flight_max,
+            min_gap_us=_gap_us(fleet),
+            available=fleet.available,
+        )
+        self._fleet = fleet
+        self._load_usage(usage, joined)
+
+    def _load_usage(self, usage: list[Usage], numbers: Int32s) -> None:
+        for part in usage:
+            if part.number in numbers:
+                row = int(self._fleet.rows(np.array([part.number], np.int32))[0])
+                self._log.load(np.full(len(part.at_us), row, np.intp), part.at_us)
+
+    def idempotent(self, device: Int32s) -> NDArray[np.bool_]:
+        """Whether the gateways of these devices honour idempotency keys."""
+        return self._fleet.idempotent[self._fleet.rows(device)]
+
+    # Offers --------------------------------------------------------------------------------------------------
+
+    def offer(self, now_us: int, horizon_us: int, devices: Int32s) -> Slots:
+        """Free slots of ``devices`` (numbers, ascending) within the horizon; an earlier offer is withdrawn."""
+        self.withdraw()
+        known = devices[np.isin(devices, self._fleet.number)]
+        rows = self._fleet.rows(known)
+        offer = self._log.offer(now_us, horizon_us, rows[self._rest_until_us[rows] <= now_us])
+        slots = np.zeros(len(rows), np.int32)
+        slots[np.searchsorted(rows, offer.devices)] = offer.counts
+        free_us = np.maximum(self._log.next_free_us(rows), self._rest_until_us[rows])
+        free_us[slots > 0] = offer.slot_us[np.cumsum(offer.counts) - offer.counts]
+        self._offer = offer
+        return Slots(offer.number, known, slots, offer.slot_us, free_us)
+
+    def withdraw(self, offer: int | None = None) -> None:
+        """Take back the open offer, if it is ``offer`` (any when None): none of its slots was filled."""
+        if self._offer is not None and offer in (None, self._offer.number):
+            self._log.answer(self._offer, np.zeros(len(self._offer.devices), np.int64))
+            self._offer = None
+
+    def fill(self, leased: Leased) -> bool:
+        """Answer the open offer with a claim; False if the claim's slots are not the first ones on offer."""
+        offer = self._offer
+        if offer is None:
+            return False
+        rows = self._fleet.rows(leased.device)
+        order = np.lexsort((leased.slot_us, rows))
+        filled = np.bincount(rows, minlength=len(self._fleet))[offer.devices]
+        if int(filled.sum()) != len(rows) or (filled > offer.counts).any():
+            return False
+        rank = np.arange(len(offer)) - np.repeat(np.cumsum(offer.counts) - offer.counts, offer.counts)
+        if (offer.slot_us[rank < np.repeat(filled, offer.counts)] != leased.slot_us[order]).any():
+            return False
+        self._log.answer(offer, filled)
+        self._offer = None
+        return True
+
+    # What came of them ---------------------------------------------------------------------------------------
+
+    def give_back(self, device: Int32s, slot_us: Int64s) -> None:
+        """Slots of messages that surely did not leave: free again, and no longer in flight."""
+        self._log.settle(self._fleet.rows(device))
+        self.release(device, slot_us)
+
+    def release(self, device: Int32s, slot_us: Int64s) -> None:
+        """Slots that were not used: free again."""
+        self._log.release(self._fleet.rows(device), slot_us)
+
+    def book(self, leased: Leased, outcomes: Outcomes) -> None:
+        """Book outcomes, row by row of ``leased``."""
+        rows = self._fleet.rows(leased.device)
+        self._log.settle(rows)
+        unsent = np.isin(outcomes.outcome, _UNSENT)
+        if unsent.any():
+            self._log.release(rows[unsent], leased.slot_us[unsent])
+        unknown = outcomes.outcome == Outcome.IN_DOUBT
+        if unknown.any():
+            slot_us = leased.slot_us[unknown]
+            self._log.postpone(rows[unknown], slot_us, slot_us + span_us(self._settings.deadline_s))
+        throttled = outcomes.outcome == Outcome.THROTTLED
+        if throttled.any():
+            self._rest(rows[throttled], outcomes.at_us[throttled], outcomes.retry_after_s[throttled])
+        refused = outcomes.outcome == Outcome.CREDENTIALS
+        if refused.any():
+            # The device is quarantined with the batch; until that is read back, nothing more goes there.
+            self._log.set_limits(np.unique(rows[refused]), available=False)
+
+    def _rest(self, rows: Indices, at_us: Int64s, asked_s: NDArray[np.float64]) -> None:
+        wait_s = np.nan_to_num(asked_s, nan=THROTTLE_S)
+        np.maximum.at(self._rest_until_us, rows, at_us + np.rint(wait_s * SECOND_US).astype(np.int64))
+
+
+def _gap_us(fleet: Fleet) -> Int64s:
+    return np.rint(fleet.min_gap_s * SECOND_US).astype(np.int64)
