@@ -67,6 +67,7 @@ class Coordinator:
 
     def __init__(self, settings: Settings, holder: str, shards: ShardNames, virtual: bool) -> None:
         logging.basicConfig(level=logging.WARNING)
+        logging.getLogger("asyncpg").setLevel(logging.ERROR)  # whoever needs a lost connection says so in one line
         self._settings, self._holder, self._names, self._virtual = settings, holder, shards, virtual
         self._shards = RayShards(shards.names, shards.namespace, shards.answer_s)
         self._clock = DatabaseClock(settings.skew_s)

@@ -101,7 +101,7 @@ class Installation:
         self._cluster, self._settings, self._holder = cluster, settings, holder
         self._stop, self._screen = stop, screen
         self._told = ""
-        self._heard_s = time.monotonic()
+        self._heard_s = self._patient_from_s = time.monotonic()
         self._since: dict[int, ShardFigures] = {}
         self._outcomes: Counter[str] = Counter()
 
@@ -198,10 +198,12 @@ class Installation:
             silent_s = time.monotonic() - self._heard_s
             if silent_s >= _GIVE_UP_S:
                 raise DriplineError(f"the coordinator has not answered for {silent_s:.0f} s: giving up") from None
-            if isinstance(error, TimeoutError) and silent_s >= HUNG_S:
+            if not isinstance(error, TimeoutError):  # dead: Ray is restarting it
+                self._patient_from_s = time.monotonic()
+            elif time.monotonic() - self._patient_from_s >= HUNG_S:
                 self._replace("does not answer")
             return None
-        self._heard_s = time.monotonic()
+        self._heard_s = self._patient_from_s = time.monotonic()
         if figures.epoch < 0:
             self._replace("has ended")
             return None
@@ -213,6 +215,7 @@ class Installation:
 
     def _replace(self, why: str) -> None:
         self._screen.attention(f"the coordinator {why}: replaced")
+        self._patient_from_s = time.monotonic()
         ray.kill(self._cluster.coordinator, no_restart=False)
 
     async def _tell_leader(self) -> None:

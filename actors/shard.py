@@ -58,6 +58,7 @@ class DeviceShard:
 
     def __init__(self, shard: int, settings: Settings, holder: str, sender_of: SenderOf, virtual: bool) -> None:
         logging.basicConfig(level=logging.WARNING)
+        logging.getLogger("asyncpg").setLevel(logging.ERROR)  # whoever needs a lost connection says so in one line
         self._number, self._settings, self._holder = shard, settings, holder
         self._sender_of, self._virtual = sender_of, virtual
         self._clock = DatabaseClock(settings.skew_s)

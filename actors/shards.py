@@ -64,6 +64,8 @@ class RayShards:
         try:
             call = getattr(self._handle(shard), method).remote(*arguments)
             return await asyncio.wait_for(call, answer_s or self._answer_s)
+        except ShardUnavailableError:  # raised over there: its text is a traceback by now
+            raise ShardUnavailableError(f"{self._names[shard]}: it does not own its devices at present") from None
         except (*_LOST, ValueError) as error:
             self._handles.pop(shard, None)
             name = self._names[shard] if shard < len(self._names) else f"shard-{shard}"

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from dispatcher.errors import InputError
@@ -29,7 +29,6 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="any libpq URL; without it the embedded server is used")
     data_dir: Path = Field(Path(".dripline"), description="where the embedded server keeps its data")
     ray_address: str | None = Field(None, description="an existing Ray cluster; without it a local one is started")
-    api_token: SecretStr | None = Field(None, description="bearer token of the API")
 
     devices_per_shard: int = Field(300, ge=1, le=5000)
     hour_s: float = Field(3600.0, gt=0, description="length of an hour in delays and quotas; shorter only in tests")

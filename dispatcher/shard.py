@@ -32,6 +32,8 @@ from dispatcher.store.shard_store import Ends, ShardStore, Usage
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
+_KEY_MARGIN = 0.9
+"""A key counts as forgotten before its time is up: clocks differ, and a resend takes a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,8 @@ class Shard:
 
     async def _hand_over_batch(self, number: int, leased: Leased, now_us: int) -> HandOver:
         token = np.full(len(leased), leased.token, np.int64)
-        back = await persistently(lambda: self._store.recheck(leased.enrolment, token))
+        key_known_us = now_us - span_us(_KEY_MARGIN * self._settings.key_retention_s)
+        back = await persistently(lambda: self._store.recheck(leased.enrolment, token, key_known_us))
         deadline_us = leased.slot_us + span_us(self._settings.deadline_s)
         for row in np.flatnonzero(deadline_us < now_us).tolist():
             back.setdefault(row, "late")
@@ -289,7 +292,8 @@ class Shard:
         stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
         due_us = np.maximum(part.due_us, now_us)
         token = np.full(len(rows), leased.token, np.int64)
-        await persistently(lambda: self._store.give_back(part.enrolment, token, due_us, stop, now_us))
+        forgotten = [reason == "key forgotten" for reason in back.values()]
+        await persistently(lambda: self._store.give_back(part.enrolment, token, due_us, stop, now_us, forgotten))
         self._due.append((part.device, due_us))
 
     def _render(self, leased: Leased) -> tuple[list[str], dict[int, str]]:

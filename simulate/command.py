@@ -113,6 +113,8 @@ def simulate(
             if url is None:
                 server = stack.enter_context(scratch_server(settings.data_dir, keep=keep))
                 url, pid = server.url(), server.pid
+            else:
+                await _check_database(url, reset)
             stack.enter_context(joined_ray(settings.ray_address))
             watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
             own = database_url is None
@@ -129,6 +131,18 @@ def simulate(
         out.print(table(done.outcome))
     if not done.outcome.good:
         raise typer.Exit(1)
+
+
+async def _check_database(url: str, reset: bool) -> None:
+    """Refuse a database before anything is started: Ray takes seconds."""
+    from dispatcher.store.connect import connect
+    from dispatcher.store.stamp import check_rehearsal
+
+    connection = await connect(url)
+    try:
+        await check_rehearsal(connection, reset)
+    finally:
+        await connection.close()
 
 
 def _require_writable(path: Path | None) -> None:

@@ -91,7 +91,7 @@ class World:
         ledger = self.rows(
             "SELECT l.idempotency_key::text AS key, l.device_id::text AS device, c.contact_phone AS phone,"
             " l.step_trigger AS step, l.outcome FROM message_ledger l JOIN sequence_contacts c ON c.id = l.enrolment_id"
-            " WHERE l.outcome <> 'not_sent'"
+            " WHERE l.outcome NOT IN ('not_sent', 'expired')"
         )
         logged = Counter(
             (each.key, each.device_id, each.to, step_of[each.text_sha256], each.answer) for each in attempts

@@ -256,7 +256,7 @@ class CoordinatorStore:
         """End leases that surely were not handed over."""
         rows = len(enrolment)
         return await self._session.changed(
-            "give_back", enrolment.tolist(), token.tolist(), [due_us] * rows, [None] * rows, now_us
+            "give_back", enrolment.tolist(), token.tolist(), [due_us] * rows, [None] * rows, now_us, [False] * rows
         )
 
     async def doubt(

@@ -122,17 +122,27 @@ class ShardStore:
             step=row["step"],
         )
 
-    async def recheck(self, enrolment: Int64s, token: Int64s) -> dict[int, str]:
-        """What may not leave after all: reason by row (gone, trigger removed, opted out, stopped, paused)."""
-        row = await self._session.row("recheck", enrolment.tolist(), token.tolist())
+    async def recheck(self, enrolment: Int64s, token: Int64s, key_known_us: int) -> dict[int, str]:
+        """What may not leave after all: reason by row (gone, trigger removed, opted out, stopped, paused, key forgotten).
+
+        Args:
+            key_known_us: gateways have forgotten the keys of what was handed over before this.
+        """
+        row = await self._session.row("recheck", enrolment.tolist(), token.tolist(), key_known_us)
         return dict(zip(int32s(row["row"]).tolist(), row["reason"] or (), strict=True))
 
     async def give_back(
-        self, enrolment: Int64s, token: Int64s, due_us: Int64s, stop: list[str | None], now_us: int
+        self,
+        enrolment: Int64s,
+        token: Int64s,
+        due_us: Int64s,
+        stop: list[str | None],
+        now_us: int,
+        forgotten: list[bool],
     ) -> int:
-        """End leases that were not handed over: waiting again, or stopped for the given reason."""
+        """End leases that were not handed over: waiting again, stopped for the given reason, or in doubt for good."""
         return await self._session.changed(
-            "give_back", enrolment.tolist(), token.tolist(), due_us.tolist(), stop, now_us
+            "give_back", enrolment.tolist(), token.tolist(), due_us.tolist(), stop, now_us, forgotten
         )
 
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:

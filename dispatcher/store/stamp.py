@@ -84,20 +84,29 @@ async def require_rehearsal(
     Raises:
         RefusedError: it is live, or holds data - which ``reset`` gives up, if it is a rehearsal's.
     """
+    await check_rehearsal(conn, reset)
+    if reset and await read_kind(conn) == "rehearsal":
+        await wipe(conn)
+    await migrate(conn)
+    await stamp(conn, "rehearsal", hour_s=hour_s, clock_us=clock_us)
+
+
+async def check_rehearsal(conn: asyncpg.Connection, reset: bool) -> None:
+    """Refuse what ``require_rehearsal`` would refuse; writes nothing.
+
+    Raises:
+        RefusedError: it is live, or holds data - which ``reset`` gives up, if it is a rehearsal's.
+    """
     kind = await read_kind(conn)
     if kind == "live":
         raise RefusedError("database", "it is live", "a rehearsal needs a database of its own")
     if kind == "rehearsal":
-        if reset:
-            await wipe(conn)
-        elif await conn.fetchval(_HOLDS_DATA):
+        if not reset and await conn.fetchval(_HOLDS_DATA):
             raise RefusedError("database", "it holds an earlier rehearsal", "give --reset to delete that")
     elif await conn.fetchval(_HOLDS_DATA if await _migrated(conn) else _FOREIGN_TABLES):
         raise RefusedError(
             "database", "it holds data that is no rehearsal's", "a rehearsal needs a database of its own"
         )
-    await migrate(conn)
-    await stamp(conn, "rehearsal", hour_s=hour_s, clock_us=clock_us)
 
 
 async def wipe(conn: asyncpg.Connection) -> None:

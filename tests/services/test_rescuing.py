@@ -48,6 +48,18 @@ async def test_without_idempotency_it_is_held(new_world):
     assert await world.states() == [("999101", "fitness_start", 1, "in_doubt", False, None)]
 
 
+async def test_nothing_is_resent_under_a_key_the_gateway_has_forgotten(world):
+    await leased(world)
+    await world.restart()
+    assert await rescue(world) == RescuePass(resent=1)
+    world.shards.hand_over = True
+    await world.hours(23)
+    await world.tick()
+    assert await world.states() == [("999101", "fitness_start", 1, "in_doubt", False, None)]
+    assert [row[3:] for row in await world.attempts()] == [(1, "in_doubt")]
+    assert world.sent() == []
+
+
 async def test_a_lease_its_live_owner_never_saw_waits_again_and_its_late_delivery_is_refused(world):
     await world.begin()
     await world.lead("fitness_start")

@@ -46,9 +46,7 @@ class Case:
     def violations(self, **evidence: Any) -> Violations:
         """The verdict on what the copy has become, with other parts of the evidence replaced."""
         changed = {"ledger": self.ledger, "enrolments": self.enrolments, **evidence}
-        return check(
-            Receipts(self.rows, self.receipts.steps), dataclasses.replace(self.evidence, **changed)
-        )
+        return check(Receipts(self.rows, self.receipts.steps), dataclasses.replace(self.evidence, **changed))
 
     def arrive(self, *arrived_us: int, device: int = 1) -> None:
         """More requests of a device reach the referee, and it rejects them."""

@@ -48,9 +48,7 @@ def test_only_exact_tokens_enrol_and_the_rest_is_listed(world):
             "SELECT l.phone, c.entry_trigger FROM sequence_contacts c JOIN leads l ON l.id = c.lead_id"
         )
     )
-    assert entered == Counter(
-        (f"9991{n:07d}", entry) for n in range(2000) for entry in TRIGGERS[n % len(TRIGGERS)][1]
-    )
+    assert entered == Counter((f"9991{n:07d}", entry) for n in range(2000) for entry in TRIGGERS[n % len(TRIGGERS)][1])
     assert done.outcome.completed == done.outcome.enrolled == 1000
 
     left = world.rows("SELECT trigger, count(*) FROM leads GROUP BY trigger")

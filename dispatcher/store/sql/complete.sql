@@ -131,17 +131,19 @@ UPDATE devices SET health = 'quarantined', health_cause = 'credentials'
 WHERE number = ANY ($1::integer[]) AND health = 'available';
 
 -- name: give_back
--- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here.
+-- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here. One whose
+-- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good.
 UPDATE sequence_contacts c
 SET attempt = c.attempt - 1,
     next_trigger_time = greatest(c.next_trigger_time, dripline_at(g.due)),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,
-    status = CASE WHEN coalesce(c.stop_reason, g.stop) IS NULL THEN 'active' ELSE 'stopped' END,
+    status = CASE WHEN g.forgotten THEN 'in_doubt'
+                  WHEN coalesce(c.stop_reason, g.stop) IS NULL THEN 'active' ELSE 'stopped' END,
     stop_reason = coalesce(c.stop_reason, g.stop),
     finished_at = CASE WHEN coalesce(c.stop_reason, g.stop) IS NOT NULL THEN dripline_at($5::bigint) END,
     trigger_kept = c.trigger_kept OR coalesce(coalesce(c.stop_reason, g.stop) <> 'trigger removed', false)
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]) g(id, token, due, stop)
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $6::boolean[]) g(id, token, due, stop, forgotten)
 WHERE c.id = g.id AND c.lease_token = g.token;
 
 -- name: credit_doubt

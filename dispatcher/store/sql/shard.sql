@@ -48,6 +48,10 @@ FROM (
         WHEN l.opted_out_at IS NOT NULL THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
         WHEN c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active)) THEN 'paused'
+        WHEN c.pinned AND EXISTS (
+            SELECT FROM message_ledger m WHERE m.enrolment_id = c.id AND m.visit = c.visit
+            AND m.generation = c.generation AND m.outcome = 'in_doubt' AND m.reserved_at < dripline_at($3::bigint))
+            THEN 'key forgotten'
         END AS reason
     FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY u(id, token, n)
     LEFT JOIN sequence_contacts c ON c.id = u.id AND c.lease_token = u.token
