@@ -120,7 +120,7 @@ class Coordinator:
         coordinator = service.Coordinator(self._settings, store, self._shards)
         try:
             while not await coordinator.lead():
-                _log.warning("%s leads; this installation waits", await coordinator.leader())
+                _log.info("%s leads; this installation waits", await coordinator.leader())
                 await asyncio.sleep(_PAUSE_S)
             if now_us is None:
                 await self._clock.follow(store.seat.wall_us, READINGS)

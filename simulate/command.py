@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +78,7 @@ def simulate(
     """
     from simulate.examples import builtin, load_all
 
+    begun_s = time.monotonic()
     given = load_all(sequences) if sequences else builtin()
     for path in (json_file, receipts):
         _require_writable(path)
@@ -118,7 +120,9 @@ def simulate(
             stack.enter_context(joined_ray(settings.ray_address))
             watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
             own = database_url is None
-            return await rehearse(plan, settings, url, reset=reset or own, server_pid=pid, watcher=watcher)
+            return await rehearse(
+                plan, settings, url, reset=reset or own, server_pid=pid, watcher=watcher, begun_s=begun_s
+            )
 
     done = run(body())
     if json_file is not None:

@@ -31,7 +31,7 @@ from dispatcher.store.stamp import require_rehearsal
 from dispatcher.store.statements import statements
 from simulate import ideal
 from simulate.checker import check
-from simulate.driver import Driver
+from simulate.driver import Driver, Progress
 from simulate.evidence import STATUSES, Evidence, collect
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
@@ -82,79 +82,110 @@ class Rehearsed:
 
 
 async def rehearse(
-    plan: Plan, settings: Settings, url: str, *, reset: bool, server_pid: int | None, watcher: Watcher
+    plan: Plan,
+    settings: Settings,
+    url: str,
+    *,
+    reset: bool,
+    server_pid: int | None,
+    watcher: Watcher,
+    begun_s: float | None = None,
 ) -> Rehearsed:
     """Rehearse ``plan`` in the database at ``url``; everything is created there and stays.
 
     Args:
         reset: give up an earlier rehearsal in the same database.
         server_pid: the embedded server, whose memory counts.
+        begun_s: monotonic moment from which the wall time counts; None: now.
 
     Raises:
         RefusedError: the database is live, or holds data and ``reset`` is not given.
     """
-    started_s = time.monotonic()
+    phases = _Phases(watcher, time.monotonic() if begun_s is None else begun_s)
     settings = settings.model_copy(update={"database_url": url, "horizon_s": min(plan.tick_s, settings.lease_s / 2)})
-    start_us = from_datetime(plan.start)
-    marks: dict[str, float] = {}
-
-    def mark(phase: str, next_phase: str) -> None:
-        marks[phase] = round(time.monotonic() - started_s - sum(marks.values()), 3)
-        watcher.phase(next_phase)
-
     with (
         tempfile.TemporaryDirectory(prefix="dripline-") as scratch,
         MemoryProbe([server_pid] if server_pid else []) as memory,
     ):
-        watcher.phase("population")
         spool = Path(scratch) / "receipts.bin"
-        async with AsyncExitStack() as stack:
-            connection = await connect(url, application_name="dripline population")
-            stack.push_async_callback(connection.close)
-            await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
-            await apply(connection, plan.sequences)
-            await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day)
-            cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, start_us))
-            leads = await _bring_leads(plan, connection, watcher)
-            await connection.execute("ANALYZE leads")
-            mark("setup", "virtual time")
-            watcher.expected(await _expected_sends(connection))
-            driver = Driver(
-                cluster,
-                url,
-                start_us=start_us,
-                end_us=start_us + span_us(plan.days * 86_400),
-                tick_us=span_us(plan.tick_s),
-                on_tick=watcher.tick,
-            )
-            progress = await driver.run()
-            steps = await referee.steps.remote()
-            await cluster.drain()
-            mark("virtual time", "verdict")
-        receipts = read(spool, steps)
+        played = await _play(plan, settings, url, spool, reset, phases)
+        receipts = read(spool, played.steps)
         evidence = await _evidence(url)
         violations = await asyncio.to_thread(check, receipts, evidence)
         figures = await _figures(url, plan, settings, receipts, evidence)
-        mark("verdict", "done")
-    wall_s = time.monotonic() - started_s
+        phases.begin("done")
+    wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
     outcome = RunOutcome(
         seed=plan.seed,
         devices=plan.devices,
-        leads=leads,
-        shards=len(cluster.shards),
+        leads=played.leads,
+        shards=played.shards,
         tick_s=plan.tick_s,
-        virtual_s=(progress.now_us - start_us) / 1e6 + plan.tick_s,
+        virtual_s=(played.progress.now_us - from_datetime(plan.start)) / 1e6 + plan.tick_s,
         wall_s=round(wall_s, 3),
-        wall=marks,
+        wall={name: round(span_s, 3) for name, span_s in phases.wall_s.items()},
         sends=sends,
         sends_per_wall_s=round(sends / wall_s, 1),
         violations=violations,
         peak_rss_mb=round(memory.peak_mb, 1),
-        reruns=progress.reruns,
+        reruns=played.progress.reruns,
         **figures,
     )
     return Rehearsed(outcome, receipts, evidence)
+
+
+class _Phases:
+    """Where the wall time goes."""
+
+    def __init__(self, watcher: Watcher, begun_s: float) -> None:
+        self.watcher, self._name, self._since_s = watcher, "start", begun_s
+        self.wall_s: dict[str, float] = {}
+
+    def begin(self, name: str) -> None:
+        """The phase before ends here."""
+        now_s = time.monotonic()
+        self.wall_s[self._name] = now_s - self._since_s
+        self._name, self._since_s = name, now_s
+        self.watcher.phase(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    leads: int
+    shards: int
+    progress: Progress
+    steps: list[tuple[str, str]]
+
+
+async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bool, phases: _Phases) -> _Played:
+    """Populate the database and run virtual time over it; when this returns, all actors have ended."""
+    start_us = from_datetime(plan.start)
+    phases.begin("population")
+    async with AsyncExitStack() as stack:
+        connection = await connect(url, application_name="dripline population")
+        stack.push_async_callback(connection.close)
+        await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
+        await apply(connection, plan.sequences)
+        await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day)
+        cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, start_us))
+        leads = await _bring_leads(plan, connection, phases.watcher)
+        await connection.execute("ANALYZE leads")
+        phases.begin("virtual time")
+        phases.watcher.expected(await _expected_sends(connection))
+        driver = Driver(
+            cluster,
+            url,
+            start_us=start_us,
+            end_us=start_us + span_us(plan.days * 86_400),
+            tick_us=span_us(plan.tick_s),
+            on_tick=phases.watcher.tick,
+        )
+        progress = await driver.run()
+        steps = await referee.steps.remote()
+        await cluster.drain()
+        phases.begin("verdict")
+    return _Played(leads, len(cluster.shards), progress, steps)
 
 
 @asynccontextmanager

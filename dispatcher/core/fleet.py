@@ -34,7 +34,7 @@ class Fleet(Columns):
     in_flight_max: Int32s
     min_gap_s: NDArray[np.float64]
     available: NDArray[np.bool_]
-    """False for draining, quarantined and offline devices."""
+    """False for draining, quarantined and offline devices, and in production for those without a gateway."""
     left: NDArray[np.bool_]
     """True for devices whose waiting enrolments move elsewhere: draining, offline, quarantined - but never because of a
     quality signal, which shifts no load onto other numbers."""

@@ -65,7 +65,7 @@ async def read_fleet(session: Session) -> Fleet:
         quota_per_day=np.array(column.get("quota_per_day", []), np.int32),
         in_flight_max=np.array(column.get("in_flight_max", []), np.int32),
         min_gap_s=np.array(column.get("min_gap_s", []), np.float64),
-        available=np.array([health == "available" for health in column.get("health", [])], np.bool_),
+        available=np.array(column.get("available", []), np.bool_),
         left=np.array(
             [
                 health in ("draining", "offline") or (health == "quarantined" and cause != "quality")

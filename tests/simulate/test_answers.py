@@ -9,7 +9,7 @@ from dispatcher.core.outcomes import Outcome
 from simulate.referee import Behaviour
 from simulate.rehearsal import Rehearsed
 
-LEADS = 800
+LEADS = 400
 STATES = """
 SELECT c.status, c.visit, c.retry_count, c.last_error, c.trigger_kept,
        EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) WHERE t.token = c.entry_trigger) AS carries, count(*)
@@ -52,10 +52,10 @@ def test_a_rejected_message_fails_its_enrolment_and_keeps_the_trigger(world):
     done = rehearse(world, rejected=0.1)
     conserve(world, done)
     rejected = int(done.receipts.answered(Outcome.REJECTED).sum())
-    assert done.outcome.failed == rejected > 50
+    assert done.outcome.failed == rejected > 20
     for row in world.rows(STATES):
         failed = row["status"] == "failed"
-        expected = (1, "mock: rejected", True, True) if failed else (0, None, False, False)
+        expected = (0, "mock: rejected", True, True) if failed else (0, None, False, False)
         assert (row["retry_count"], row["last_error"], row["trigger_kept"], row["carries"]) == expected
         assert failed or row["visit"] == 4
 
@@ -64,7 +64,7 @@ def test_throttled_and_refused_messages_are_sent_later(world):
     done = rehearse(world, throttled=0.1, refused=0.1)
     conserve(world, done)
     assert done.outcome.completed == done.outcome.enrolled
-    assert done.receipts.answered(Outcome.THROTTLED).sum() > 100 < done.receipts.answered(Outcome.REFUSED).sum()
+    assert done.receipts.answered(Outcome.THROTTLED).sum() > 50 < done.receipts.answered(Outcome.REFUSED).sum()
     for row in world.rows(ATTEMPTS):
         assert row["outcomes"][-1] == "accepted"
         assert set(row["outcomes"][:-1]) <= {"throttled", "refused"}
@@ -75,7 +75,7 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_key(world):
     conserve(world, done)
     assert done.outcome.completed == done.outcome.enrolled
     repeats = int(done.receipts.answered(Outcome.REPEAT).sum())
-    assert repeats > 100
+    assert repeats > 50
     for row in world.rows(ATTEMPTS):
         # Told nothing twice, nobody knows whether the second request arrived too.
         first, *middle, last = row["outcomes"] * 2 if len(row["outcomes"]) == 1 else row["outcomes"]

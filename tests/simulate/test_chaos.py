@@ -52,8 +52,9 @@ def crashing_server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def fragile(crashing_server, world_of):
-    """The world of that server's only database."""
+def fragile(crashing_server, world_of, tmp_path, monkeypatch):
+    """The world of that server's only database; its referee writes below ``tmp_path``, where nobody else's does."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return world_of(crashing_server.url())
 
 
@@ -119,12 +120,10 @@ class Storm:
                 set_up.set()
                 await _until(lambda: connection.fetchval(LEASED))
             elif phase == "arrived":
-                spools = Path(tempfile.gettempdir()).glob("dripline-*/receipts.bin")
-                spool = max(spools, key=lambda path: path.stat().st_mtime)
-                size = spool.stat().st_size
+                arrived = _spool_size()
                 await connection.execute(LOCK_LEDGER)
                 set_up.set()
-                await _until(lambda: asyncio.to_thread(lambda: spool.stat().st_size > size))
+                await _until(lambda: asyncio.to_thread(lambda: _spool_size() > arrived))
                 await asyncio.sleep(0.2)
             for strike in strikes:
                 strike()
@@ -132,6 +131,11 @@ class Storm:
         finally:
             connection.terminate()
             set_up.set()
+
+
+def _spool_size() -> int:
+    """Bytes in the running referee's file of receipts."""
+    return sum(path.stat().st_size for path in Path(tempfile.gettempdir()).glob("dripline-*/receipts.bin"))
 
 
 async def _until(true: Callable[[], Awaitable[bool]]) -> None:
@@ -188,7 +192,7 @@ def agree(done: Rehearsed) -> None:
 
 
 def test_a_shard_dies(fragile, kill):
-    done = run(fragile, [(phase, [kill("shard-0")]) for phase in PHASES] + [("arrived", [kill("shard-1")])])
+    done = run(fragile, [("quiet", [kill("shard-1")]), ("leased", [kill("shard-0")]), ("arrived", [kill("shard-1")])])
     assert done.receipts.answered(Outcome.REPEAT).any(), "none died between arrival and ledger"
 
 
@@ -214,3 +218,15 @@ def test_a_fault_in_the_last_tick_is_not_overlooked(fragile, crash, kill, phase,
     once = Sequence(None, "Once", True, (Step("once", "Hello!", is_entry=True),))
     fault = crash if victim == "database" else kill(victim)
     run(fragile, [(phase, [fault])], calm=2, sequences=[once])
+
+
+@pytest.mark.slow
+def test_a_shard_hangs(fragile, actor_pid):
+    """A stopped process dies of nothing: the coordinator misses it and has it replaced."""
+
+    def aim() -> Strike:
+        pid = actor_pid("shard-0")
+        return lambda: os.kill(pid, signal.SIGSTOP)
+
+    quick = {"heartbeat_s": 0.5, "trust_s": 2.0, "leader_s": 3.0}
+    run(fragile, [("arrived", [aim])], settings=quick)

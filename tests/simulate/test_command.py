@@ -184,6 +184,7 @@ def test_bad_input_is_one_clear_line_and_nothing_is_started(place, arguments, sa
     assert place.left() == {"leads.csv", "cycle.yaml"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(place):
     arguments = ("--devices", "300", "--leads", "60000", "--shards", "2", "--days", "30")
     running = subprocess.Popen(

@@ -46,7 +46,7 @@ def test_a_csv_file_has_the_documented_columns(receipts, tmp_path):
     with (tmp_path / "r.csv").open(newline="") as file:
         head, *rows = csv.reader(file)
     assert tuple(head) == COLUMNS
-    assert head == "slot arrived_at device_id device phone sequence step_trigger visit key answer".split()
+    assert " ".join(head) == "slot arrived_at device_id device phone sequence step_trigger visit key answer"
     assert rows == [
         [field.isoformat() if isinstance(field, datetime) else str(field) for field in row] for row in TABLE
     ]

@@ -65,7 +65,8 @@ def test_an_opt_out_stops_a_lead_for_good(world):
     assert not (theirs & (rows["slot_us"] > at_us)).any()
 
     states = world.rows(
-        f"""SELECT {half} AS out, c.status, c.stop_reason, coalesce(l.trigger, '') LIKE '%' || c.entry_trigger || '%' AS carries,
+        f"""SELECT {half} AS out, c.status, c.stop_reason,
+                   coalesce(l.trigger, '') LIKE '%' || c.entry_trigger || '%' AS carries,
                    count(*) FROM sequence_contacts c JOIN leads l ON l.id = c.lead_id
             GROUP BY 1, 2, 3, 4 ORDER BY 1, 2"""
     )

@@ -14,8 +14,11 @@ SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_dela
 FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
+-- Available to the engine: healthy, and reachable, except in a rehearsal, whose gateway is the referee.
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
-       in_flight_max, min_gap_s, shard_id, health, health_cause
+       in_flight_max, min_gap_s, shard_id, health, health_cause,
+       health = 'available' AND (gateway_url IS NOT NULL OR NOT EXISTS (
+           SELECT FROM dripline_database WHERE kind = 'live')) AS available
 FROM devices ORDER BY number;
 
 -- name: assign_shards
