@@ -2,6 +2,7 @@
 
 shard        ``DeviceShard``: one shard's process
 coordinator  ``Coordinator``: the coordinator's process, which also watches over the shards
+loops        tasks of an actor that must not break off unnoticed
 shards       the coordinator's way to its shards (the ``Shards`` port)
 cluster      composition root: connect to Ray, start, wait, drain
 preflight    what must hold before a live run

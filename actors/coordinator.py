@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 import ray
 
+from actors.loops import Loops
 from actors.shards import RayShards
 from dispatcher import coordinator as service
 from dispatcher.clock import READINGS, DatabaseClock
@@ -73,7 +73,7 @@ class Coordinator:
         self._clock = DatabaseClock(settings.skew_s)
         self._service: service.Coordinator | None = None
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loops = Loops("the coordinator")
         self._passes: asyncio.Task[Any] | None = None
         self._pass_us = 0
         self._probed_s = 0.0
@@ -81,7 +81,6 @@ class Coordinator:
         self._busy = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._draining = False
-        self._fenced = False
 
     # Life ----------------------------------------------------------------------------------------------------
 
@@ -129,37 +128,24 @@ class Coordinator:
             await store.close()
             raise
         self._service = coordinator
-        self._start_task(self._keep_leading())
-        self._start_task(self._watch_shards())
+        self._loops.start(self._keep_leading())
+        self._loops.start(self._watch_shards())
         if not self._virtual:
-            self._start_task(self._listen())
-            self._passes = self._start_task(self._live())
-
-    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._note_end)
-        return task
-
-    def _note_end(self, task: asyncio.Task[Any]) -> None:
-        """What a task broke off with is a bug: another incarnation starts from what PostgreSQL holds."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("the coordinator broke off and is to be replaced", exc_info=error)
-            self._fenced = True
+            self._loops.start(self._listen())
+            self._passes = self._loops.start(self._live())
 
     @property
     def _own(self) -> service.Coordinator:
-        if self._service is None or self._fenced:
+        if self._service is None or self._loops.broken:
             raise RuntimeError("this coordinator does not lead")
         return self._service
 
     async def ping(self) -> int:
         """The epoch; 0 while it does not lead, -1 when this incarnation has ended and waits to be replaced."""
-        if self._fenced:
+        if self._loops.broken:
             return -1
         if self._service is None and not (self._virtual or self._draining or self._starting.locked()):
-            self._start_task(self.ready())
+            self._loops.start(self.ready())
         return self._service.epoch if self._service is not None else 0
 
     async def figures(self) -> CoordinatorFigures:
@@ -188,29 +174,28 @@ class Coordinator:
 
     async def leave(self) -> None:
         """Give leadership up."""
-        for task in self._tasks:
-            task.cancel()
+        self._loops.cancel()
         service, self._service = self._service, None
-        if service is not None and not self._fenced:
+        if service is not None and not self._loops.broken:
             await service.leave()
 
     # Loops ---------------------------------------------------------------------------------------------------
 
     async def _keep_leading(self) -> None:
-        while not self._fenced:
+        while not self._loops.broken:
             try:
                 await self._clock.follow(self._own.beat)
             except StoreUnavailableError as error:
                 _log.warning("leadership not renewed: %s", error)
             except FencedError as error:
                 _log.error("%s: this coordinator stops", error)
-                self._fenced = True
+                self._loops.broken = True
             await asyncio.sleep(self._settings.heartbeat_s)
 
     async def _live(self) -> None:
         """Passes at the next moment of work, when woken, and at latest after a cycle."""
         wait_s = 0.0
-        while not (self._draining or self._fenced):
+        while not (self._draining or self._loops.broken):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
             woken = self._wake.is_set()
@@ -224,7 +209,7 @@ class Coordinator:
                 wait_s, self._pass_us = _PAUSE_S, 0
             except FencedError as error:
                 _log.error("%s: this coordinator stops", error)
-                self._fenced = True
+                self._loops.broken = True
 
     async def _work(self) -> float:
         """A pass if it is time for one, else only news; returns how many seconds nothing needs to be done."""
@@ -268,7 +253,7 @@ class Coordinator:
         """Replace shards that have ended or hang: Ray notices a dead process, never a stopped one."""
         shards = range(len(self._names.names))
         heard_s = [time.monotonic() for _ in shards]
-        while not (self._draining or self._fenced):
+        while not (self._draining or self._loops.broken):
             await asyncio.sleep(self._settings.heartbeat_s)
             pings = (self._shards.ping(shard, self._settings.heartbeat_s) for shard in shards)
             answers = await asyncio.gather(*pings, return_exceptions=True)

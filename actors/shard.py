@@ -7,12 +7,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from actors.loops import Loops
 from dispatcher.clock import READINGS, DatabaseClock
 from dispatcher.completer import persistently
 from dispatcher.config import Settings
@@ -65,10 +66,9 @@ class DeviceShard:
         self._now_us = self._until_us = 0
         self._shard: Shard | None = None
         self._loop: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loops = Loops(f"shard {shard}")
         self._completion: asyncio.Task[Any] | None = None
         self._outcomes: Counter[str] = Counter()
-        self._fenced = False
         self._draining = False
         self._starting = asyncio.Lock()
 
@@ -117,14 +117,14 @@ class DeviceShard:
             raise
         self._now_us = self._until_us = now_us or 0
         self._shard = shard
-        self._loop = self._start_task(self._keep_epoch() if self._virtual else self._live())
+        self._loop = self._loops.start(self._keep_epoch() if self._virtual else self._live())
 
     def _business_us(self) -> int:
         return self._until_us if self._virtual else self._clock.now_us()
 
     @property
     def _own(self) -> Shard:
-        if self._shard is None or self._fenced:
+        if self._shard is None or self._loops.broken:
             raise ShardUnavailableError(f"shard {self._number} does not own its devices")
         return self._shard
 
@@ -133,10 +133,10 @@ class DeviceShard:
 
         -1: this incarnation has ended and waits to be replaced.
         """
-        if self._fenced:
+        if self._loops.broken:
             return -1
         if self._shard is None and not (self._virtual or self._draining or self._starting.locked()):
-            self._start_task(self.ready())
+            self._loops.start(self.ready())
         return self._shard.epoch if self._shard is not None else 0
 
     def pid(self) -> int:
@@ -195,7 +195,7 @@ class DeviceShard:
         if self._loop is not None:
             self._loop.cancel()
         shard, self._shard = self._shard, None
-        if shard is None or self._fenced:
+        if shard is None or self._loops.broken:
             return 0
         if not self._virtual:
             await persistently(shard.adopt)
@@ -206,7 +206,7 @@ class DeviceShard:
     # Loops ---------------------------------------------------------------------------------------------------
 
     async def _keep_epoch(self) -> None:
-        while not self._fenced:
+        while not self._loops.broken:
             await self._beat()
             await asyncio.sleep(self._settings.heartbeat_s)
 
@@ -217,11 +217,11 @@ class DeviceShard:
             _log.warning("shard %d could not renew its epoch: %s", self._number, error)
         except FencedError as error:
             _log.error("%s: this incarnation stops", error)
-            self._fenced = True
+            self._loops.broken = True
 
     async def _live(self) -> None:
         beaten_s = looked_s = time.monotonic()
-        while not self._fenced:
+        while not self._loops.broken:
             now_s = time.monotonic()
             try:
                 if now_s - beaten_s >= self._settings.heartbeat_s:
@@ -242,26 +242,13 @@ class DeviceShard:
         now_us = self._clock.now_us()
         next_us = self._own.next_slot_us
         if next_us is not None and next_us <= now_us and self._clock.trusted:
-            self._start_task(self._hand_over(now_us))
+            self._loops.start(self._hand_over(now_us))
         if self._own.ripe and (self._completion is None or self._completion.done()):
-            self._completion = self._start_task(self._own.complete(now_us))
+            self._completion = self._loops.start(self._own.complete(now_us))
 
     async def _hand_over(self, now_us: int) -> None:
         done = await self._own.hand_over(now_us, now_us)
         self._outcomes.update(done.outcomes)
-
-    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._note_end)
-        return task
-
-    def _note_end(self, task: asyncio.Task[Any]) -> None:
-        """What a task broke off with is a bug: what it had in hand is resolved by epoch, once this is replaced."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("shard %d broke off and is to be replaced", self._number, exc_info=error)
-            self._fenced = True
 
 
 RemoteShard = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=0)(DeviceShard)

@@ -9,8 +9,9 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.graph import Catalogue
 from dispatcher.store.columns import moments
+from dispatcher.store.registry import read_sequences
 
 LEDGER: Final = np.dtype(
     [
@@ -101,7 +102,7 @@ async def collect(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> 
     # Autovacuum may not have looked at tables that were filled within minutes.
     await connection.execute("ANALYZE leads, sequence_contacts, message_ledger")
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        catalogue = await _catalogue(connection)
+        catalogue = Catalogue.of(await read_sequences(connection))
         quotas = await connection.fetch(
             """SELECT d.number, max(h.quota_per_hour), max(h.quota_per_day)
                FROM devices d JOIN device_quota_history h ON h.device_id = d.id GROUP BY d.number"""
@@ -124,24 +125,6 @@ async def collect(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> 
             devices={row["number"]: (row["id"], row["name"]) for row in devices},
             hour_s=await connection.fetchval("SELECT hour_s FROM dripline_database"),
         )
-
-
-async def _catalogue(connection: asyncpg.Connection) -> Catalogue:
-    steps: dict[int, list[Step]] = {}
-    for row in await connection.fetch("SELECT * FROM sequence_steps ORDER BY id"):
-        step = Step(
-            row["trigger"],
-            row["message_text"],
-            row["next_trigger"],
-            row["trigger_delay_hours"],
-            row["day_number"],
-            row["is_entry_point"],
-        )
-        steps.setdefault(row["sequence_id"], []).append(step)
-    rows = await connection.fetch("SELECT id, name, is_active FROM sequences ORDER BY id")
-    return Catalogue.of(
-        Sequence(row["id"], row["name"], row["is_active"], tuple(steps.get(row["id"], ()))) for row in rows
-    )
 
 
 async def _ledger(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> NDArray[np.void]:

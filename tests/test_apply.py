@@ -20,8 +20,9 @@ from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.messages import Template
 from dispatcher.errors import GraphError, InputError, RefusedError
 from dispatcher.intake.sequence_file import load
-from dispatcher.intake.sequences import Changes, apply, read_sequences
+from dispatcher.intake.sequences import Changes, apply
 from dispatcher.intake.unmatched import Unmatched, find_unmatched
+from dispatcher.store.registry import read_sequences
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -21,9 +21,7 @@ def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
 
 
 def post(key: str, text: str = "hello", **headers: str) -> bytes:
-    body = json.dumps(
-        {"device_id": "d", "to": "60", "text": text, "media_url": None, "idempotency_key": key}
-    ).encode()
+    body = json.dumps({"device_id": "d", "to": "60", "text": text, "media_url": None, "idempotency_key": key}).encode()
     lines = [f"Content-Length: {len(body)}", f"Idempotency-Key: {key}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join(["POST /x/messages HTTP/1.1", *lines, "", ""]).encode() + body
@@ -105,9 +103,7 @@ def test_faults_follow_from_seed_key_and_attempt_alone(tmp_path: Path) -> None:
     keys = [f"key-{number}" for number in range(60)]
 
     def answers(name: str, seed: str, order: list[str]) -> dict[str, list[str]]:
-        with GatewayProcess(
-            tmp_path / name, "--seed", seed, "--latency-ms", "0", "--fail", "refuse=0.4"
-        ) as gateway:
+        with GatewayProcess(tmp_path / name, "--seed", seed, "--latency-ms", "0", "--fail", "refuse=0.4") as gateway:
             exchange(gateway, b"".join(post(key) for key in order) + post("end", Connection="close"))
         seen: dict[str, list[str]] = {key: [] for key in keys}
         for arrival in gateway.arrivals()[:-1]:

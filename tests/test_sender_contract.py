@@ -78,18 +78,13 @@ def test_answers_are_taken_by_the_words_of_the_contract(
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        *[
-            (status, Outcome.IN_DOUBT)
-            for status in (200, 201, 202, 204, 400, 404, 409, 410, 413, 422, 500, 503)
-        ],
+        *[(status, Outcome.IN_DOUBT) for status in (200, 201, 202, 204, 400, 404, 409, 410, 413, 422, 500, 503)],
         (401, Outcome.CREDENTIALS),
         (429, Outcome.THROTTLED),
         (307, Outcome.REFUSED),
     ],
 )
-def test_garbage_proves_nothing_that_the_status_alone_does_not(
-    status: int, body: bytes, expected: Outcome
-) -> None:
+def test_garbage_proves_nothing_that_the_status_alone_does_not(status: int, body: bytes, expected: Outcome) -> None:
     assert from_response(status, httpx.Headers(), body, NOON_US).outcome is expected
 
 

@@ -53,9 +53,7 @@ def outgoing(texts: list[str], deadline_s: float = 10.0, device: int = 7) -> Out
 
 
 @asynccontextmanager
-async def sending(
-    url: str | None, connections: int = 128, connect_s: float = 5.0
-) -> AsyncIterator[HttpSender]:
+async def sending(url: str | None, connections: int = 128, connect_s: float = 5.0) -> AsyncIterator[HttpSender]:
     gateway = Gateway(7, "device-seven", url, TOKEN, idempotent=True)
     sender = HttpSender({7: gateway}, now_us, connections=connections, connect_s=connect_s)
     try:
@@ -146,9 +144,7 @@ async def test_two_thousand_messages_come_back_in_groups_each_row_exactly_once(t
     faults = "lost=0.02,5xx=0.02,garbage=0.02,drop=0.02,throttle=0.02,refuse=0.02,reject=0.02,opt_out=0.02"
     with GatewayProcess(tmp_path / "log", "--latency-ms", "1", "--fail", faults) as gateway:
         async with sending(gateway.url) as sender:
-            groups = await collected(
-                sender, outgoing([f"message {row}" for row in range(2000)], deadline_s=30)
-            )
+            groups = await collected(sender, outgoing([f"message {row}" for row in range(2000)], deadline_s=30))
     assert len(groups) < 500
     rows = np.concatenate([group.row for group in groups])
     assert sorted(rows.tolist()) == list(range(2000))
@@ -160,8 +156,7 @@ async def test_two_thousand_messages_come_back_in_groups_each_row_exactly_once(t
     assert len(arrivals) == 2000
     told = {201: "accepted", 429: "throttled", 503: "refused", 422: "rejected or opted_out"}
     pairs = Counter(
-        (arrival.answer, told.get(arrival.status, "hidden"), outcome_by_key[arrival.key].label)
-        for arrival in arrivals
+        (arrival.answer, told.get(arrival.status, "hidden"), outcome_by_key[arrival.key].label) for arrival in arrivals
     )
     assert set(pairs) == {
         ("accepted", "accepted", "accepted"),
@@ -196,9 +191,7 @@ async def test_messages_that_wait_for_a_connection_expire_unsent(tmp_path: Path)
 
 
 async def test_the_gateway_refuses_what_arrives_after_its_not_after(gateway: GatewayProcess) -> None:
-    slow_clock = HttpSender(
-        {7: Gateway(7, "device-seven", gateway.url, None, True)}, lambda: now_us() - 60_000_000
-    )
+    slow_clock = HttpSender({7: Gateway(7, "device-seven", gateway.url, None, True)}, lambda: now_us() - 60_000_000)
     batch = outgoing(["late by the gateway's clock"], deadline_s=-30)
     seen = await outcome_of(slow_clock, batch)
     await slow_clock.close()
@@ -271,9 +264,7 @@ async def test_new_gateways_hold_for_the_next_batch(gateway: GatewayProcess) -> 
     assert after == ("accepted", f"m-{UUID(int=1)}", None)
 
 
-async def test_proxies_of_the_environment_are_ignored(
-    gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_proxies_of_the_environment_are_ignored(gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     async with odd_server(response(200, b'{"message_id": "proxied"}')) as (proxy, odd):
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy)
@@ -348,9 +339,7 @@ async def test_a_gateway_that_never_takes_the_connection_is_refused_or_past_the_
     assert expired == ("expired", None, "the deadline passed before the message could leave")
 
 
-@pytest.mark.parametrize(
-    "url", ["ftp://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1:port", "https://", "nonsense"]
-)
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:80", "http://127.0.0.1:port", "https://", "nonsense"])
 async def test_a_gateway_url_that_cannot_work_is_refused(url: str) -> None:
     async with sending(url) as sender:
         label, message_id, told = await outcome_of(sender, outgoing(["nowhere"]))
@@ -438,7 +427,5 @@ async def test_a_process_paused_past_the_deadline_stops_at_its_next_look_at_the_
             await asyncio.wait_for(lost.wait(), 5)
     server.close()
     head, _, body = received.partition(b"\r\n\r\n")
-    assert (bool(head), bool(body)) == {"nothing": (False, False), "head": (True, False)}.get(
-        left, (True, True)
-    )
+    assert (bool(head), bool(body)) == {"nothing": (False, False), "head": (True, False)}.get(left, (True, True))
     assert seen[0] == ("in_doubt" if left == "everything" else "expired")

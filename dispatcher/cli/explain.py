@@ -15,8 +15,8 @@ from dispatcher.cli.status import ahead
 from dispatcher.core.graph import Catalogue, Sequence
 from dispatcher.core.triggers import parse
 from dispatcher.errors import InputError
-from dispatcher.intake.sequences import read_sequences
 from dispatcher.intake.unmatched import why_closed
+from dispatcher.store.registry import read_sequences
 from dispatcher.store.statements import statements
 
 app = typer.Typer(help="Why a lead got a message, or did not.")

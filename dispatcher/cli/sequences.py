@@ -8,7 +8,8 @@ import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
 from dispatcher.core.graph import problems
-from dispatcher.intake.sequences import count_enrolments, read_sequences, switch
+from dispatcher.intake.sequences import count_enrolments, switch
+from dispatcher.store.registry import read_sequences
 
 app = typer.Typer(
     help="List, pause and resume sequences.",

@@ -11,6 +11,7 @@ import asyncpg
 from dispatcher.core.graph import Sequence, Step
 from dispatcher.errors import GraphError, InputError, RefusedError
 from dispatcher.intake.sequence_file import ONE_TRIGGER, verify
+from dispatcher.store.registry import read_sequences
 from dispatcher.store.statements import statements
 
 
@@ -50,27 +51,6 @@ class _Work:
     def own(self) -> dict[str, tuple[object, object]]:
         """What differs beside the steps: field name, was, shall be."""
         return _differences(self.stored, self.wanted, ("id", "steps"))
-
-
-async def read_sequences(connection: asyncpg.Connection) -> list[Sequence]:
-    """All stored sequences with their steps."""
-    sql = statements("catalogue")
-    steps: dict[int, list[Step]] = {}
-    for row in await connection.fetch(sql["steps"]):
-        steps.setdefault(row["sequence_id"], []).append(
-            Step(
-                trigger=row["trigger"],
-                message_text=row["message_text"],
-                next_trigger=row["next_trigger"],
-                delay_h=row["trigger_delay_hours"],
-                day_number=row["day_number"],
-                is_entry=row["is_entry_point"],
-                media_url=row["media_url"],
-            )
-        )
-    return [
-        Sequence(**dict(row), steps=tuple(steps.get(row["id"], ()))) for row in await connection.fetch(sql["sequences"])
-    ]
 
 
 async def apply(connection: asyncpg.Connection, sequences: Items[Sequence], dry_run: bool = False) -> Changes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from dispatcher.core.graph import Catalogue
-from dispatcher.intake.sequences import read_sequences
+from dispatcher.store.registry import read_sequences
 from dispatcher.store.statements import statements
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import asyncpg
 import numpy as np
 
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.store.session import Session
+from dispatcher.store.statements import statements
 
 
 class Versions(NamedTuple):
@@ -26,8 +28,18 @@ async def read_versions(session: Session) -> Versions:
 
 async def read_catalogue(session: Session) -> Catalogue:
     """All sequences with their steps."""
+    return Catalogue.of(_sequences(await session.rows("sequences"), await session.rows("steps")))
+
+
+async def read_sequences(connection: asyncpg.Connection) -> list[Sequence]:
+    """All stored sequences with their steps, for a person's command."""
+    sql = statements("catalogue")
+    return _sequences(await connection.fetch(sql["sequences"]), await connection.fetch(sql["steps"]))
+
+
+def _sequences(rows: list[asyncpg.Record], step_rows: list[asyncpg.Record]) -> list[Sequence]:
     steps: dict[int, list[Step]] = {}
-    for row in await session.rows("steps"):
+    for row in step_rows:
         step = Step(
             trigger=row["trigger"],
             message_text=row["message_text"],
@@ -38,20 +50,7 @@ async def read_catalogue(session: Session) -> Catalogue:
             media_url=row["media_url"],
         )
         steps.setdefault(row["sequence_id"], []).append(step)
-    return Catalogue.of(
-        Sequence(
-            id=row["id"],
-            name=row["name"],
-            is_active=row["is_active"],
-            steps=tuple(steps.get(row["id"], ())),
-            reentry=row["reentry"],
-            reentry_interval_h=row["reentry_interval_h"],
-            sender_policy=row["sender_policy"],
-            requires_opt_in=row["requires_opt_in"],
-            trigger_prefix=row["trigger_prefix"],
-        )
-        for row in await session.rows("sequences")
-    )
+    return [Sequence(**dict(row), steps=tuple(steps.get(row["id"], ()))) for row in rows]
 
 
 async def read_fleet(session: Session) -> Fleet:

@@ -123,7 +123,9 @@ class ShardStore:
         )
 
     async def recheck(self, enrolment: Int64s, token: Int64s, key_known_us: int) -> dict[int, str]:
-        """What may not leave after all: reason by row (gone, trigger removed, opted out, stopped, paused, key forgotten).
+        """What may not leave after all: reason by row.
+
+        Reasons: gone, trigger removed, opted out, stopped, paused, key forgotten.
 
         Args:
             key_known_us: gateways have forgotten the keys of what was handed over before this.

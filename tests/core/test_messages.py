@@ -129,9 +129,7 @@ def test_chained_replacements_cannot_fill_the_memory() -> None:
     bomb = "{{ name" + "|replace('a', 'aaaaaaaaaa')" * 40 + " }}"
     with pytest.raises(RenderError, match="a replacement gives more than 16384 characters"):
         Template(bomb).render("1", "a", {})
-    assert (
-        Template("{{ name | replace('a', 'bb', 1) | replace('', '-') }}").render("1", "aa", {}) == "-b-b-a-"
-    )
+    assert Template("{{ name | replace('a', 'bb', 1) | replace('', '-') }}").render("1", "aa", {}) == "-b-b-a-"
 
 
 def test_a_long_value_printed_often_is_given_up_early() -> None:

@@ -74,9 +74,7 @@ def test_without_an_available_device_there_are_no_homes() -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.integers(0, 50) | st.integers(0, 10**9), st.sampled_from([0.0, 0.1, 1.0, 3.0, 80.0, 800.0])
-        ),
+        st.tuples(st.integers(0, 50) | st.integers(0, 10**9), st.sampled_from([0.0, 0.1, 1.0, 3.0, 80.0, 800.0])),
         max_size=12,
     ),
     st.integers(0, 120),

@@ -25,9 +25,7 @@ tokens = st.text(alphabet="ab_é", min_size=1, max_size=3)
         ("\N{NO-BREAK SPACE}a", ("\N{NO-BREAK SPACE}a",)),
     ],
 )
-def test_a_list_is_its_exact_tokens_in_order_of_first_appearance(
-    list_: str | None, expected: tuple[str, ...]
-) -> None:
+def test_a_list_is_its_exact_tokens_in_order_of_first_appearance(list_: str | None, expected: tuple[str, ...]) -> None:
     assert parse(list_) == expected
 
 
