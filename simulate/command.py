@@ -111,14 +111,16 @@ def simulate(
 
     async def body() -> Any:
         async with AsyncExitStack() as stack:
+            watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
             url, pid = database_url, None
             if url is None:
+                watcher.phase("starting PostgreSQL")
                 server = stack.enter_context(scratch_server(settings.data_dir, keep=keep))
                 url, pid = server.url(), server.pid
             else:
                 await _check_database(url, reset)
+            watcher.phase("starting Ray")
             stack.enter_context(joined_ray(settings.ray_address))
-            watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
             own = database_url is None
             return await rehearse(
                 plan, settings, url, reset=reset or own, server_pid=pid, watcher=watcher, begun_s=begun_s
