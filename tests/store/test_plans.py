@@ -170,7 +170,7 @@ async def test_the_next_due_moment_reads_one_row_a_device(engine):
 
 async def test_the_last_look_reads_what_is_about_to_leave(engine):
     id_, token, *_ = await columns(engine, LEASES)
-    found = await cost(engine, statements("shard")["recheck"], id_, token)
+    found = await cost(engine, statements("shard")["recheck"], id_, token, 0)
     assert (found.scanned, found.rows) == (set(), 2 * LEASED)
 
 
