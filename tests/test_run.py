@@ -208,6 +208,7 @@ def running(world: World, *arguments: str) -> Iterator[Running]:
 BRISK = {"deadline_s": 1, "skew_s": 0.5, "guard_s": 2, "heartbeat_s": 0.5, "leader_s": 4, "trust_s": 3, "cycle_s": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [0, 2])
 def test_every_message_arrives_once_in_order_and_in_time_even_if_a_shard_is_killed(new_world, kills):
     world = new_world(devices=10, leads=60, steps=2, quota=6, gap_s=0.3, hour_s=5, **BRISK)
@@ -287,6 +288,7 @@ def test_a_second_signal_ends_at_once(new_world):
         assert time.monotonic() - begun_s < 2
 
 
+@pytest.mark.slow
 def test_a_drain_waits_for_what_is_under_way(new_world):
     world = new_world(
         devices=2, leads=2, steps=1, quota=6, gap_s=1, hour_s=5, gateway=("--latency-ms", "2500"),

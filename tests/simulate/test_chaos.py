@@ -191,15 +191,18 @@ def agree(done: Rehearsed) -> None:
         assert len(accepted) == len(set(accepted)) == done.outcome.sends
 
 
+@pytest.mark.slow
 def test_a_shard_dies(fragile, kill):
     done = run(fragile, [("quiet", [kill("shard-1")]), ("leased", [kill("shard-0")]), ("arrived", [kill("shard-1")])])
     assert done.receipts.answered(Outcome.REPEAT).any(), "none died between arrival and ledger"
 
 
+@pytest.mark.slow
 def test_the_coordinator_dies(fragile, kill):
     run(fragile, [(phase, [kill("coordinator")]) for phase in PHASES])
 
 
+@pytest.mark.slow
 def test_the_database_crashes(fragile, crash):
     run(fragile, [(phase, [crash]) for phase in PHASES * 2])
 

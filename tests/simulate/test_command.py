@@ -75,6 +75,7 @@ def place() -> Iterator[Place]:
     shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_figures_and_receipts_land_in_files(place):
     done = place.simulate(*SMALL, "--json", "run.json", "--receipts", "run.parquet", "--seed", "7")
     assert (done.returncode, place.left()) == (0, {"run.json", "run.parquet"})
@@ -95,6 +96,7 @@ def test_figures_and_receipts_land_in_files(place):
     assert receipts.num_rows == figures["sends"]
 
 
+@pytest.mark.slow
 def test_leads_come_from_a_file_and_stay_in_a_database_of_ones_own(place, empty_url):
     (place.path / "leads.csv").write_text("who,mobile\nAnn,+60 12-345 6789\nBo,+60 12-345 6790\nno,phone\n")
     arguments = (

@@ -40,6 +40,7 @@ async def _make_live(url: str) -> None:
     await connection.close()
 
 
+@pytest.mark.slow
 def test_a_live_database_is_refused_and_its_server_keeps_running(live):
     data_dir = live.url().partition("host=")[2].removesuffix("/postgres")
     done = subprocess.run(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_seed_decides_everything(world):
     def sha256(**plan: int) -> str:
         done = world.rehearse(devices=60, leads=600, days=4, **plan)
