@@ -17,58 +17,57 @@ from dispatcher.errors import InputError
 app = typer.Typer()
 
 
-@app.command(
-    name="simulate",
-    epilog="Example: dripline simulate --leads 1000000 --days 4 --json run.json",
-)
+SequenceFiles = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Sequences (YAML); may be repeated.", show_default="the built-in example"),
+]
+LeadFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Leads from a file instead of made ones.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="For --leads-csv, as in dripline import.")
+]
+Triggers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trigger", help="For --leads-csv: a trigger every lead gets.", show_default="the first entry step's"
+    ),
+]
+Region = Annotated[str | None, typer.Option(help="For --leads-csv: where numbers without a country code are dialled.")]
+Start = Annotated[
+    datetime | None,
+    typer.Option(
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Where virtual time starts (UTC).", show_default="2026-01-05"
+    ),
+]
+OwnDatabase = Annotated[
+    str | None,
+    typer.Option(
+        envvar=[], help="A database of its own for the rehearsal; everything stays in it.", show_default="embedded"
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")]
+ReceiptFile = Annotated[Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded database for inspection (dripline db url).")]
+
+
+@app.command(name="simulate", epilog="Example: dripline simulate --leads 1000000 --days 4 --json run.json")
 def simulate(
     devices: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many devices.")] = 3000,
     leads: Annotated[int, typer.Option(min=0, help="How many leads, each with at least one entry trigger.")] = 100_000,
     days: Annotated[float, typer.Option(min=0.001, help="Virtual days at most; ends earlier when all is done.")] = 3.0,
-    sequences: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Sequences (YAML); may be repeated.", show_default="the built-in example"),
-    ] = None,
-    leads_csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Leads from a file instead of made ones.")
-    ] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", metavar="FIELD=COLUMN", help="For --leads-csv, as in dripline import.")
-    ] = None,
-    triggers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--trigger", help="For --leads-csv: a trigger every lead gets.", show_default="the first entry step's"
-        ),
-    ] = None,
-    region: Annotated[
-        str | None, typer.Option(help="For --leads-csv: where numbers without a country code are dialled.")
-    ] = None,
+    sequences: SequenceFiles = None,
+    leads_csv: LeadFile = None,
+    columns: Columns = None,
+    triggers: Triggers = None,
+    region: Region = None,
     shards: Annotated[int, typer.Option(min=1, max=200, help="How many shard actors.")] = 10,
     seed: Annotated[int, typer.Option(help="The same seed gives the same receipts.")] = 1,
     tick: Annotated[float, typer.Option(min=1, max=150, help="Seconds of virtual time per step.")] = 30.0,
-    start: Annotated[
-        datetime | None,
-        typer.Option(
-            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"],
-            help="Where virtual time starts (UTC).",
-            show_default="2026-01-05",
-        ),
-    ] = None,
-    database_url: Annotated[
-        str | None,
-        typer.Option(
-            envvar=[], help="A database of its own for the rehearsal; everything stays in it.", show_default="embedded"
-        ),
-    ] = None,
+    start: Start = None,
+    database_url: OwnDatabase = None,
     reset: Annotated[bool, typer.Option("--reset", help="Give up an earlier rehearsal in that database.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")] = None,
-    receipts: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the embedded database for inspection (dripline db url).")
-    ] = False,
+    json_file: Json = None,
+    receipts: ReceiptFile = None,
+    keep: Keep = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the verdict, by the exit status.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -87,46 +86,16 @@ def simulate(
     if leads_csv is None and (columns or triggers or region):
         raise InputError("--map, --trigger, --region", "they say how to read --leads-csv", "give --leads-csv FILE too")
 
-    from actors.cluster import joined_ray
     from dispatcher.config import load_settings
-    from simulate.rehearsal import START, Plan, rehearse
-    from simulate.scratch import scratch_server
-    from simulate.watcher import Screen, Watcher
+    from simulate.rehearsal import START, Plan
 
     settings = load_settings(data_dir=data_dir, database_url=None)
     bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
-    plan = Plan(
-        sequences=given,
-        devices=devices,
-        leads=leads,
-        days=days,
-        shards=shards,
-        seed=seed,
-        tick_s=tick,
-        start=START if start is None else start.replace(tzinfo=UTC),
-        bring_leads=bring,
-    )
+    begin = START if start is None else start.replace(tzinfo=UTC)
+    plan = Plan(given, devices, leads, days, shards, seed, tick, begin, bring_leads=bring)
     if not quiet:
         err.print(f"seed {seed}: {devices:,} devices, {shards} shards, ticks of {tick:g} s")
-
-    async def body() -> Any:
-        async with AsyncExitStack() as stack:
-            watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
-            url, pid = database_url, None
-            if url is None:
-                watcher.phase("starting PostgreSQL")
-                server = stack.enter_context(scratch_server(settings.data_dir, keep=keep))
-                url, pid = server.url(), server.pid
-            else:
-                await _check_database(url, reset)
-            watcher.phase("starting Ray")
-            stack.enter_context(joined_ray(settings.ray_address))
-            own = database_url is None
-            return await rehearse(
-                plan, settings, url, reset=reset or own, server_pid=pid, watcher=watcher, begun_s=begun_s
-            )
-
-    done = run(body())
+    done = run(_rehearse(plan, settings, database_url, reset=reset, keep=keep, quiet=quiet, begun_s=begun_s))
     if json_file is not None:
         json_file.write_text(json.dumps(done.outcome.as_json(), indent=2) + "\n", encoding="utf-8")
     if receipts is not None:
@@ -137,6 +106,29 @@ def simulate(
         out.print(table(done.outcome))
     if not done.outcome.good:
         raise typer.Exit(1)
+
+
+async def _rehearse(
+    plan: Any, settings: Any, database_url: str | None, *, reset: bool, keep: bool, quiet: bool, begun_s: float
+) -> Any:
+    """Start what a rehearsal needs, rehearse, and end it again."""
+    from actors.cluster import joined_ray
+    from simulate.rehearsal import rehearse
+    from simulate.scratch import scratch_server
+    from simulate.watcher import Screen, Watcher
+
+    async with AsyncExitStack() as stack:
+        watcher = Watcher() if quiet else stack.enter_context(Screen(plan.start))
+        url, pid = database_url, None
+        if url is None:
+            watcher.phase("starting PostgreSQL")
+            server = stack.enter_context(scratch_server(settings.data_dir, keep=keep))
+            url, pid, reset = server.url(), server.pid, True
+        else:
+            await _check_database(url, reset)
+        watcher.phase("starting Ray")
+        stack.enter_context(joined_ray(settings.ray_address))
+        return await rehearse(plan, settings, url, reset=reset, server_pid=pid, watcher=watcher, begun_s=begun_s)
 
 
 async def _check_database(url: str, reset: bool) -> None:
