@@ -34,8 +34,8 @@ class Devices:
             return ["there are no devices yet: nothing can be sent - add some with: dripline devices add"]
         if self.without_gateway:
             return [
-                f"{self.without_gateway:,} of {self.devices:,} devices have no gateway_url: every message they are"
-                " given fails - set it with: dripline devices set, or take them offline"
+                f"{self.without_gateway:,} of {self.devices:,} devices have no gateway_url: they send nothing -"
+                " set it with: dripline devices set"
             ]
         return []
 

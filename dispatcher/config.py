@@ -98,6 +98,8 @@ def load_settings(**overrides: Any) -> Settings:
             near = difflib.get_close_matches(name, Settings.model_fields, 1)
             raise InputError(_origin(name), "unknown setting", f"did you mean {near[0]!r}?" if near else "") from None
         raise InputError(_origin(name) if name else "settings", str(first["msg"])) from None
+    except UnicodeDecodeError:
+        raise InputError(SETTINGS_FILE, "it is not UTF-8", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(SETTINGS_FILE, str(error)) from None
 

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dispatcher.cli.common import DataDir, err, out, run
+from dispatcher.cli.common import DataDir, err, out, require_writable, run
 from dispatcher.errors import InputError
 
 app = typer.Typer()
 
 
+Days = Annotated[float, typer.Option(min=0.001, max=3660, help="Virtual days at most; ends earlier when all is done.")]
 SequenceFiles = Annotated[
     list[Path] | None,
     typer.Option(metavar="FILE", help="Sequences (YAML); may be repeated.", show_default="the built-in example"),
@@ -53,7 +54,7 @@ Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded database 
 def simulate(
     devices: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many devices.")] = 3000,
     leads: Annotated[int, typer.Option(min=0, help="How many leads, each with at least one entry trigger.")] = 100_000,
-    days: Annotated[float, typer.Option(min=0.001, help="Virtual days at most; ends earlier when all is done.")] = 3.0,
+    days: Days = 3.0,
     sequences: SequenceFiles = None,
     leads_csv: LeadFile = None,
     columns: Columns = None,
@@ -79,8 +80,8 @@ def simulate(
 
     begun_s = time.monotonic()
     given = load_all(sequences) if sequences else builtin()
-    for path in (json_file, receipts):
-        _require_writable(path)
+    require_writable("--json", json_file, leads_csv, *(sequences or ()))
+    require_writable("--receipts", receipts, leads_csv, *(sequences or ()))
     if receipts is not None and receipts.suffix not in (".csv", ".parquet"):
         raise InputError("--receipts", f"{receipts.name} ends neither in .csv nor in .parquet", "rename it")
     if leads_csv is None and (columns or triggers or region):
@@ -141,11 +142,6 @@ async def _check_database(url: str, reset: bool) -> None:
         await check_rehearsal(connection, reset)
     finally:
         await connection.close()
-
-
-def _require_writable(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InputError(str(path), "its directory does not exist", "create it first")
 
 
 def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str | None, sequences: list[Any]) -> Any:

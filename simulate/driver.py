@@ -18,7 +18,7 @@ import ray
 from actors.cluster import Cluster
 from dispatcher.coordinator import Pass
 from dispatcher.core.moments import NEVER_US
-from dispatcher.errors import DriplineError, StoreError, StoreUnavailableError
+from dispatcher.errors import StoreError, StoreUnavailableError
 from dispatcher.store.connect import connect
 
 _log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Driver:
                 return done
             except _LOST as error:
                 if time.monotonic() > give_up_s:
-                    raise DriplineError(f"virtual time stands still: {error}") from None
+                    raise StoreError(f"virtual time stands still: {_last_line(error)}") from None
                 _log.warning("tick broken off: %s", error)
                 self.progress.reruns += 1
                 await asyncio.sleep(_PAUSE_S)
@@ -123,7 +123,7 @@ class Driver:
                     break
                 except (ray.exceptions.RayError, TimeoutError) as error:
                     if time.monotonic() > give_up_s:
-                        raise DriplineError(f"an actor did not come back: {error}") from None
+                        raise StoreError(f"an actor did not come back: {_last_line(error)}") from None
                     await asyncio.sleep(_PAUSE_S)
 
     async def _set_clock(self, now_us: int) -> None:
@@ -134,3 +134,9 @@ class Driver:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             self._connection.terminate()
             raise StoreUnavailableError(str(error)) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What a person needs of an error that may carry another process's traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
+from dispatcher.errors import InputError
 from dispatcher.store.embedded import EmbeddedServer
 
 _SHARED_BUFFERS_MB = 1024
@@ -25,7 +28,11 @@ def scratch_server(data_dir: Path, *, keep: bool) -> Iterator[EmbeddedServer]:
     place = data_dir if keep else data_dir / f"scratch-{os.getpid()}"
     server = EmbeddedServer(place, shared_buffers_mb=_SHARED_BUFFERS_MB)
     if not keep:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("--data-dir", f"{data_dir} cannot be used: {error.strerror}", "name another one") from None
+        _sweep(data_dir)
     running = server.running()
     try:
         server.start()
@@ -37,3 +44,12 @@ def scratch_server(data_dir: Path, *, keep: bool) -> Iterator[EmbeddedServer]:
             shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(OSError):
                 data_dir.rmdir()
+
+
+def _sweep(data_dir: Path) -> None:
+    """End and remove what rehearsals left whose process was killed."""
+    for place in data_dir.glob("scratch-*"):
+        owner = place.name.removeprefix("scratch-")
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            EmbeddedServer(place).stop()
+            shutil.rmtree(place, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
+from dispatcher.cli import common
 from dispatcher.cli import main as cli
+from dispatcher.cli.common import require_writable
+from dispatcher.errors import InputError
 from dispatcher.store.embedded import EmbeddedServer
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("DRIPLINE_")}
@@ -201,3 +206,25 @@ def test_the_doctor_creates_nothing(place):
     done = dripline("doctor", "--data-dir", "data", cwd=place)
     assert "warn postgresql      no database yet: data is filled at first use" in done.stdout.splitlines()
     assert list(place.iterdir()) == []
+
+
+def test_a_result_is_never_written_over_what_is_read_nor_where_it_cannot_be(tmp_path):
+    leads, missing = tmp_path / "leads.csv", tmp_path / "no" / "run.json"
+    leads.write_text("phone\n")
+    require_writable("--json", None, leads)
+    require_writable("--json", tmp_path / "run.json", leads)
+    for path, problem in (
+        (leads, f"{leads} is a file that is read"),
+        (tmp_path, f"{tmp_path} is a directory"),
+        (missing, f"the directory of {missing} does not exist"),
+    ):
+        with pytest.raises(InputError) as refused:
+            require_writable("--json", path, leads)
+        assert (refused.value.subject, refused.value.problem) == ("--json", problem)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(common, "out", screen)
+    common.show_table(["name"], [["Promo [new]"], ["[red]x[/bold]"]])
+    assert [line.strip() for line in screen.file.getvalue().splitlines()] == ["name", "Promo [new]", "[red]x[/bold]"]

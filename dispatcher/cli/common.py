@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -14,8 +15,10 @@ import asyncpg
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dispatcher.config import load_settings
+from dispatcher.errors import InputError
 from dispatcher.store.connect import connect, store_errors
 from dispatcher.store.embedded import EmbeddedServer
 
@@ -93,6 +96,24 @@ async def database(url: str | None, data_dir: Path | None) -> AsyncIterator[asyn
             await connection.close(timeout=5)
 
 
+def require_writable(option: str, path: Path | None, *inputs: Path | None) -> None:
+    """Make sure before the work that its result can be written to ``path``, and is not written over an input.
+
+    Raises:
+        InputError: it cannot, or is one of ``inputs``.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise InputError(option, f"the directory of {path} does not exist", "create it first")
+    if path.is_dir():
+        raise InputError(option, f"{path} is a directory", "name a file")
+    if any(given is not None and given.exists() and path.exists() and path.samefile(given) for given in inputs):
+        raise InputError(option, f"{path} is a file that is read", "name another one")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InputError(option, f"{path} cannot be written", "name another file")
+
+
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows for people in a terminal; elsewhere one line a row, fields apart by tabs, without a heading."""
     texts = [[str(field) for field in row] for row in rows]
@@ -102,7 +123,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         return
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in texts:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it was written: a name may look like markup
     out.print(table)
 
 

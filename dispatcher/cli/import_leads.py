@@ -12,7 +12,7 @@ from typing import Annotated, Final, Self
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dispatcher.cli.common import DatabaseUrl, DataDir, database, err, out, run
+from dispatcher.cli.common import DatabaseUrl, DataDir, database, err, out, require_writable, run
 from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.lead_file import LeadReader
@@ -73,6 +73,7 @@ def import_leads(
     after the rows in hand; importing the file again goes on from there.
     """
     begun = time.monotonic()
+    require_writable("--json", json_file, file)
     with CsvFile(file, encoding=encoding, delimiter=delimiter) as opened:
         reader = LeadReader(opened, parse_mapping(columns or ()), tags=triggers or (), region=region)
         if rejects_file is None and not dry_run:

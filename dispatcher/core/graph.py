@@ -20,6 +20,8 @@ from dispatcher.core.triggers import BLANKS
 from dispatcher.errors import GraphError
 
 MIN_DELAY_H: Final = 1
+MAX_DELAY_H: Final = 10 * 366 * 24
+"""Ten years: beyond that somebody has mistyped."""
 TRIGGER_CHARACTERS: Final = 255
 """Width of ``sequence_steps.trigger``."""
 
@@ -127,6 +129,8 @@ def _step_findings(step: Step) -> Iterator[_Finding]:
             yield _Finding(trigger, str(error), "")
     if step.delay_h < MIN_DELAY_H:
         yield _Finding(trigger, f"its delay is {step.delay_h} hours", f"at least {MIN_DELAY_H} hour is needed")
+    if step.delay_h > MAX_DELAY_H:
+        yield _Finding(trigger, f"its delay is {step.delay_h} hours", f"at most {MAX_DELAY_H} hours make sense")
 
 
 def _following(sequence: Sequence) -> dict[str, str | None]:

@@ -242,6 +242,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _known(encoding: str) -> str:
     try:
+        "".encode(encoding)  # refuses codecs that are not of text
         return codecs.lookup(encoding).name
     except LookupError:
         raise InputError("--encoding", f"unknown encoding {encoding!r}", "such as utf-8, cp1252, utf-16") from None

@@ -163,6 +163,8 @@ def _read(path: Path) -> Any:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(str(path), "it is not UTF-8 text") from None
+    except RecursionError:
+        raise InputError(str(path), "it is nested too deeply", "write it as the examples are written") from None
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise InputError(f"{path}{line}", error.problem or "not YAML") from None

@@ -55,6 +55,7 @@ def test_the_seeds_sequence_is_sound() -> None:
         (sequence(entry("a", "a")), ["step 'a': its steps go round in a circle: 'a' -> 'a'"]),
         (sequence(entry("a"), step("a")), ["step 'a': 2 steps have this trigger"]),
         (sequence(replace(entry("a"), delay_h=0)), ["step 'a': its delay is 0 hours"]),
+        (sequence(replace(entry("a"), delay_h=87_841)), ["step 'a': its delay is 87841 hours"]),
         (sequence(replace(entry("a"), message_text=" \n")), ["step 'a': its message text is empty"]),
         (sequence(entry("")), ["step '': its trigger is empty"]),
         (sequence(entry("a ")), ["step 'a ': its trigger has white space around it"]),

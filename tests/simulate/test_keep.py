@@ -17,6 +17,7 @@ from dispatcher.store.connect import connect
 from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.migrate import migrate
 from dispatcher.store.stamp import require_live
+from simulate.scratch import scratch_server
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("DRIPLINE_")}
 
@@ -38,6 +39,20 @@ async def _make_live(url: str) -> None:
     await migrate(connection)
     await require_live(connection)
     await connection.close()
+
+
+def test_what_a_killed_rehearsal_left_is_ended_and_removed_by_the_next():
+    directory = Path(tempfile.mkdtemp(prefix="dl-"))
+    directory.chmod(0o711)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = EmbeddedServer(directory / f"scratch-{gone.pid}")
+    left.start()
+    with scratch_server(directory, keep=False) as server:
+        assert server.running()
+        assert not left.running()
+        assert [place.name for place in directory.iterdir()] == [f"scratch-{os.getpid()}"]
+    assert not directory.exists()
 
 
 @pytest.mark.slow
