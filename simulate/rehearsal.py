@@ -23,6 +23,7 @@ from dispatcher.core.graph import Sequence
 from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.core.routing import shard_count
+from dispatcher.errors import DriplineError
 from dispatcher.intake.sequences import apply
 from dispatcher.store.connect import connect
 from dispatcher.store.registry import read_fleet
@@ -182,7 +183,10 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
             on_tick=phases.watcher.tick,
         )
         progress = await driver.run()
-        steps = await referee.steps.remote()
+        try:
+            steps = await referee.steps.remote()
+        except ray.exceptions.RayActorError:
+            raise DriplineError("the referee died: without its receipts there is no verdict") from None
         await cluster.drain()
         phases.begin("verdict")
     return _Played(leads, len(cluster.shards), progress, steps)
