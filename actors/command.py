@@ -50,7 +50,7 @@ def run_(
 async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
     from actors.cluster import joined_ray, start
     from actors.live import Installation, ending, http_sender, new_holder
-    from actors.preflight import check_database
+    from actors.preflight import check_database, watched
     from actors.screen import Screen
     from dispatcher.cli.common import served
     from dispatcher.core.routing import shard_count
@@ -66,4 +66,5 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
                 holder = new_holder()
                 wanted = shards or shard_count(devices.devices, settings.devices_per_shard)
                 cluster = start(settings, wanted, http_sender, holder=holder, virtual=False, answer_s=_ANSWER_S)
-                await Installation(cluster, settings, holder, stop, screen).live(devices)
+                async with watched(url, settings.data_dir, stop, screen.attention):
+                    await Installation(cluster, settings, holder, stop, screen).live(devices)

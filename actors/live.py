@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from actors.cluster import Cluster
-from actors.coordinator import HUNG_S, CoordinatorFigures
+from actors.coordinator import CoordinatorFigures
 from actors.preflight import REAL_HOUR_S, Devices, read_devices
 from actors.screen import Screen
 from actors.shard import ShardFigures
@@ -200,7 +200,7 @@ class Installation:
                 raise DriplineError(f"the coordinator has not answered for {silent_s:.0f} s: giving up") from None
             if not isinstance(error, TimeoutError):  # dead: Ray is restarting it
                 self._patient_from_s = time.monotonic()
-            elif time.monotonic() - self._patient_from_s >= HUNG_S:
+            elif time.monotonic() - self._patient_from_s >= self._settings.hung_s:
                 self._replace("does not answer")
             return None
         self._heard_s = self._patient_from_s = time.monotonic()

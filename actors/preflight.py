@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from dispatcher.config import Settings
-from dispatcher.errors import InputError, RefusedError
+from dispatcher.errors import InputError, RefusedError, StoreError
 from dispatcher.store.connect import connect, store_errors
 from dispatcher.store.migrate import migrate, status
+from dispatcher.store.recovery import check_lineage
 from dispatcher.store.stamp import read_kind, require_live, stamp
 from dispatcher.store.statements import statements
 
 REAL_HOUR_S = 3600.0
+_LOOK_S = 5.0
+_AWAY = (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +34,21 @@ class Devices:
     gateways: int
     """Different gateway addresses."""
     without_gateway: int
+    warning: str | None = None
+    """What the database does not tell of itself."""
 
     @property
     def remarks(self) -> list[str]:
         """What needs attention, a line each."""
+        found = [] if self.warning is None else [self.warning]
         if not self.devices:
-            return ["there are no devices yet: nothing can be sent - add some with: dripline devices add"]
-        if self.without_gateway:
-            return [
+            found += ["there are no devices yet: nothing can be sent - add some with: dripline devices add"]
+        elif self.without_gateway:
+            found += [
                 f"{self.without_gateway:,} of {self.devices:,} devices have no gateway_url: they send nothing -"
                 " set it with: dripline devices set"
             ]
-        return []
+        return found
 
 
 async def check_database(url: str, settings: Settings, *, embedded: bool) -> Devices:
@@ -48,7 +59,7 @@ async def check_database(url: str, settings: Settings, *, embedded: bool) -> Dev
 
     Raises:
         InputError: the schema is not up to date.
-        RefusedError: the database is a rehearsal, or hours are short and a gateway is a real one.
+        RefusedError: the database is a rehearsal or not the one it was, or hours are short and a gateway is real.
         StoreError: it cannot be reached.
     """
     connection = await connect(url, application_name="dripline run")
@@ -59,9 +70,55 @@ async def check_database(url: str, settings: Settings, *, embedded: bool) -> Dev
             elif any(each.applied_at is None for each in await status(connection)):
                 raise InputError("database", "it is not migrated", "run: dripline db migrate")
             await require_live(connection)
+            warning = await check_lineage(connection, settings.data_dir)
             devices = await read_devices(connection, settings.hour_s)
             await stamp(connection, "live", hour_s=settings.hour_s)
-            return devices
+            return replace(devices, warning=warning)
+    finally:
+        await connection.close(timeout=5)
+
+
+@asynccontextmanager
+async def watched(url: str, data_dir: Path, stop: asyncio.Event, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Look every 5 s whether this still is the same database: one that is restored or promoted ends the engine.
+
+    Args:
+        stop: set when it is another one.
+        say: shows a person one line.
+
+    Raises:
+        RefusedError: at the end, if it had to end because of that.
+    """
+    task = asyncio.create_task(_watch(url, data_dir, stop, say))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        raise task.result()
+    with contextlib.suppress(*_AWAY):
+        await _look(url, data_dir)
+
+
+async def _watch(url: str, data_dir: Path, stop: asyncio.Event, say: Callable[[str], None]) -> InputError:
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        try:
+            await _look(url, data_dir)
+        except InputError as error:
+            say(f"draining: {error.subject}: {error.problem}")
+            stop.set()
+            return error
+        except _AWAY:
+            continue  # the engine waits for the database too, and says so
+
+
+async def _look(url: str, data_dir: Path) -> None:
+    connection = await connect(url, application_name="dripline run")
+    try:
+        with store_errors(url):
+            await check_lineage(connection, data_dir)
     finally:
         await connection.close(timeout=5)
 

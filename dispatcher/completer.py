@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dispatcher.clock import liveness_s
 from dispatcher.config import Settings
 from dispatcher.core import backoff
 from dispatcher.core.batches import Int64s, Leased, Outcomes
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.leases import Ends
 from dispatcher.core.moments import span_us
 from dispatcher.core.outcomes import UNCOUNTED, Outcome
 from dispatcher.errors import StoreUnavailableError
-from dispatcher.store.shard_store import Ends, ShardStore
+from dispatcher.ports import ShardStore
 
 _log = logging.getLogger(__name__)
 _RETRY_PAUSE_S = 0.2
@@ -30,6 +32,7 @@ def ends_of(
     leased: Leased,
     keys: list[bytes],
     outcomes: Outcomes,
+    said: tuple[list[str], list[str | None]] | None,
     catalogue: Catalogue,
     idempotent: NDArray[np.bool_],
     settings: Settings,
@@ -39,6 +42,7 @@ def ends_of(
     Args:
         leased: the rows the outcomes are about, in the same order.
         keys: their idempotency keys.
+        said: texts and media URLs of what was handed over; None where nothing was.
         idempotent: per row, whether the device's gateway honours keys.
     """
     trigger, delay_h = catalogue.advance(catalogue.indices(leased.step))
@@ -73,7 +77,17 @@ def ends_of(
         next=next_,
         counted=counted,
         pinned=pinned,
+        handed=np.full(rows, said is not None),
+        text=_where(outcomes.outcome == Outcome.IN_DOUBT, said and said[0]),
+        media_url=_where(outcomes.outcome == Outcome.IN_DOUBT, said and said[1]),
     )
+
+
+def _where(rows: NDArray[np.bool_], values: Sequence[str | None] | None) -> list[str | None]:
+    """``values`` at ``rows``, None elsewhere."""
+    if values is None or not rows.any():
+        return [None] * len(rows)
+    return [value if row else None for row, value in zip(rows.tolist(), values, strict=True)]
 
 
 def _setback(
@@ -132,17 +146,16 @@ class Completer:
     def add(self, ends: Ends) -> None:
         """Take ends to be written."""
         if not self._waiting:
-            self._since = time.monotonic()
+            self._since = liveness_s()
         self._waiting.append(ends)
         self._rows += len(ends)
 
     @property
-    def ripe(self) -> bool:
-        """Whether enough has gathered, or the first has waited long enough."""
+    def ripe_s(self) -> float:
+        """When what has gathered is to be written, in liveness time: at once where it is enough; never: infinity."""
         if not self._waiting:
-            return False
-        waited_s = time.monotonic() - self._since
-        return self._rows >= self._settings.complete_rows or waited_s >= self._settings.complete_wait_s
+            return math.inf
+        return self._since + (0.0 if self._rows >= self._settings.complete_rows else self._settings.complete_wait_s)
 
     def unwritten(self) -> Int64s:
         """Enrolments whose ends have not committed yet."""

@@ -16,14 +16,14 @@ import numpy as np
 from dispatcher.config import Settings
 from dispatcher.core.batches import DueSoon, Indices, Leased
 from dispatcher.core.fleet import Fleet
+from dispatcher.core.leases import Want
 from dispatcher.core.moments import NEVER_US, span_us
 from dispatcher.core.routing import assign, shard_count
 from dispatcher.enroller import Enroller, EnrolPass
 from dispatcher.errors import FencedError, ShardUnavailableError
-from dispatcher.ports import Shards
+from dispatcher.ports import CoordinatorStore, Shards
 from dispatcher.rebalancer import BalancePass, Rebalancer
 from dispatcher.rescuer import RescuePass, Rescuer
-from dispatcher.store.coordinator_store import CoordinatorStore, Want
 
 _log = logging.getLogger(__name__)
 _PARTITION_DAYS = 3
@@ -77,7 +77,7 @@ class Coordinator:
         self.epoch = await self._store.seat.raise_epoch()
         self._enroller = Enroller(self._store, self._settings)
         self._versions = await self._store.versions()
-        await self._make_partitions(now_us)
+        await self._begin_day(now_us)
         self._catalogue = await self._store.catalogue(now_us)
         fleet = await self._store.fleet()
         self.shards = shards or shard_count(len(fleet), self._settings.devices_per_shard)
@@ -99,7 +99,7 @@ class Coordinator:
             FencedError: another coordinator has taken over.
             StoreUnavailableError: PostgreSQL did not answer; run again.
         """
-        await self._make_partitions(now_us)
+        await self._begin_day(now_us)
         await self._refresh(now_us)
         rescue = await self._rescuer.run_once(now_us)
         balance = await self._rebalancer.run_once(now_us, self._catalogue, self._fleet)
@@ -238,10 +238,10 @@ class Coordinator:
     def _reads_lead_fields(self) -> bool:
         return any("{" in step.message_text for step in self._catalogue.step.values())
 
-    async def _make_partitions(self, now_us: int) -> None:
+    async def _begin_day(self, now_us: int) -> None:
         day = now_us // span_us(86_400)
         if day != self._partitioned_day:
-            await self._store.make_partitions(now_us, _PARTITION_DAYS)
+            await self._store.begin_day(now_us, _PARTITION_DAYS, span_us(self._settings.key_retention_s))
             self._partitioned_day = day
 
     # Leadership ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dispatcher.core.batches import Int32s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.routing import plan_homes
-from dispatcher.store.coordinator_store import CoordinatorStore
+from dispatcher.ports import EnrolStore
 
 _SEARCH_ROWS = 200_000
 
@@ -39,7 +39,7 @@ class Enroller:
         settings: batch sizes.
     """
 
-    def __init__(self, store: CoordinatorStore, settings: Settings) -> None:
+    def __init__(self, store: EnrolStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._load: dict[UUID, int] = {}
         self._loaded_for: Fleet | None = None

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
-from dispatcher.core.fleet import Gateway
+from dispatcher.core.fleet import Fleet, Gateway
+from dispatcher.core.graph import Catalogue
+from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
 
 
 class Clock(Protocol):
@@ -59,3 +65,232 @@ class Shards(Protocol):
 
     async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
         """``Fate`` of each lease, by the shard's live incarnation."""
+
+
+# The store ---------------------------------------------------------------------------------------------------------
+#
+# Every method is one statement or one transaction: it happens whole or not at all. All of them raise
+# ``StoreUnavailableError`` when it is unknown whether it happened; all may then be repeated.
+
+
+class Versions(NamedTuple):
+    """Counters that every change of sequences or devices raises."""
+
+    sequences: int
+    devices: int
+
+
+class Beat(NamedTuple):
+    """What a renewal reads."""
+
+    epoch: int | None
+    wall_us: int
+    """The database's clock."""
+
+
+class Enrolled(NamedTuple):
+    """What one batch of lead changes led to."""
+
+    taken: int
+    stopped: int
+    home: dict[UUID | None, int]
+    """New enrolments by home device."""
+
+
+class Search(NamedTuple):
+    """One stretch of the search for leads that carried a trigger before its entry opened."""
+
+    trigger: str
+    queued: int
+    done: bool
+
+
+class Seat(Protocol):
+    """One name's epoch, ``coordinator`` or ``shard-<n>``, and its heartbeat."""
+
+    @property
+    def name(self) -> str:
+        """Whose seat."""
+
+    async def raise_epoch(self) -> int:
+        """Take the seat: every earlier incarnation is superseded once this has committed."""
+
+    async def beat(self, lifetime_s: float) -> Beat:
+        """Show that the holder is alive for ``lifetime_s`` more, and read the epoch in force."""
+
+    async def wall_us(self) -> int:
+        """The database's clock."""
+
+    async def lead(self, lifetime_s: float) -> bool:
+        """Take or renew leadership for ``lifetime_s``; False while another installation leads."""
+
+    async def leader(self) -> str | None:
+        """The holder of the leadership, for messages."""
+
+    async def leave(self) -> None:
+        """Give leadership up at once, so that a successor need not wait."""
+
+
+class EnrolStore(Protocol):
+    """What the enroller needs."""
+
+    async def home_load(self) -> dict[UUID, int]:
+        """Live enrolments by home device."""
+
+    async def enrol(
+        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+    ) -> Enrolled:
+        """Turn up to ``rows`` queued lead changes into enrolments and ends.
+
+        Args:
+            plan: home devices for leads without one, in order; as long as ``rows`` or empty.
+
+        Raises:
+            FencedError: another coordinator has taken over; nothing was written.
+        """
+
+    async def search_entries(self, rows: int) -> Search | None:
+        """Look for leads of a newly opened entry among the next ``rows`` leads; None when nothing is open."""
+
+
+class RescueStore(Protocol):
+    """What the rescuer needs."""
+
+    async def ended_leases(self, before_us: int, rows: int) -> EndedLeases:
+        """Leases whose slot is before ``before_us`` or whose incarnation is superseded, at most ``rows``."""
+
+    async def return_leases(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
+        """End leases that surely were not handed over."""
+
+    async def doubt(
+        self, leases: EndedLeases, keys: list[bytes], resend: NDArray[np.bool_], due_us: Int64s, now_us: int
+    ) -> int:
+        """Record leases as in doubt: waiting again under the same key where ``resend``, else held as in doubt."""
+
+
+class BalanceStore(Protocol):
+    """What the rebalancer needs."""
+
+    async def hold(self, sequence: int, rows: int) -> int:
+        """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
+
+    async def unhold(self, sequence: int, rows: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back."""
+
+    async def held_sequences(self) -> list[int]:
+        """Sequences with held enrolments."""
+
+    async def finish_waiting(self, rows: int, now_us: int) -> int:
+        """Complete enrolments whose lead was locked when the last step was accepted."""
+
+    async def misplaced(self, left: list[UUID], rows: int) -> Int64s:
+        """Waiting enrolments whose home device is among ``left``, or that have none; at most ``rows``."""
+
+    async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
+        """Give waiting enrolments another home device."""
+
+
+class CoordinatorStore(EnrolStore, RescueStore, BalanceStore, Protocol):
+    """What the coordinator needs, for itself and its passes."""
+
+    @property
+    def seat(self) -> Seat:
+        """The coordinator's."""
+
+    async def versions(self) -> Versions:
+        """Counters that tell whether catalogue or fleet have changed."""
+
+    async def catalogue(self, now_us: int) -> Catalogue:
+        """All sequences; what is broken is recorded for everybody to see, and open entries are opened."""
+
+    async def fleet(self) -> Fleet:
+        """All devices."""
+
+    async def assign_shards(self, number: Int32s, shard: Int32s) -> None:
+        """Give devices to shards; a former owner is superseded with it."""
+
+    async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
+        """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
+
+        Records of hand-overs older than ``kept_us`` are given up.
+        """
+
+    async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:
+        """Lease what is due to the offered slots, committed before this returns.
+
+        Args:
+            deadline_us: how long after its slot a message may leave.
+            lead_fields: whether names and attributes are read.
+
+        Returns None when nothing is due, or an epoch is superseded.
+        """
+
+    async def next_due(self, device_id: list[UUID]) -> Int64s:
+        """The earliest due moment of each device; ``NEVER_US`` where nothing waits."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+class ShardStore(Protocol):
+    """What a shard and its completer need."""
+
+    @property
+    def seat(self) -> Seat:
+        """The shard's."""
+
+    async def versions(self) -> Versions:
+        """Counters that tell whether catalogue or fleet have changed."""
+
+    async def catalogue(self) -> Catalogue:
+        """All sequences."""
+
+    async def fleet(self) -> Fleet:
+        """The shard's devices."""
+
+    async def usage(self, since_us: int) -> list[Usage]:
+        """Everything reserved after ``since_us``, from ledger and leases in one snapshot.
+
+        Counted are attempts not proved unsent, an unknown one at its deadline, and leases that were, or may still be,
+        handed over, at theirs.
+        """
+
+    async def leased_tokens(self, epoch: int) -> list[int]:
+        """Tokens of the claims made under ``epoch`` that have no outcome yet."""
+
+    async def read_lease(self, epoch: int, token: int) -> Leased | None:
+        """The claim ``token`` as it stands; None when nothing of it is leased any more."""
+
+    async def last_look(
+        self,
+        leased: Leased,
+        texts: list[str | None],
+        media_urls: list[str | None],
+        now_us: int,
+        key_known_us: int,
+    ) -> dict[int, str]:
+        """What may not leave after all, reason by row; of the rest it is recorded that, and with what, it leaves.
+
+        Reasons: superseded, gone, trigger removed, opted out, stopped, paused, key forgotten.
+
+        Args:
+            texts: what each will say; None for one that does not leave anyway.
+            key_known_us: gateways have forgotten the keys of what was handed over before this.
+        """
+
+    async def give_back(
+        self,
+        enrolment: Int64s,
+        token: Int64s,
+        due_us: Int64s,
+        stop: list[str | None],
+        now_us: int,
+        forgotten: list[bool],
+    ) -> int:
+        """End leases that were not handed over: waiting again, stopped for the given reason, or in doubt for good."""
+
+    async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
+        """Write ends of attempts, ledger and progress, in one transaction."""
+
+    async def close(self) -> None:
+        """Close the connections."""

@@ -12,7 +12,7 @@ from dispatcher.config import Settings
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.routing import plan_homes
-from dispatcher.store.coordinator_store import CoordinatorStore
+from dispatcher.ports import BalanceStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Rebalancer:
         settings: batch sizes.
     """
 
-    def __init__(self, store: CoordinatorStore, settings: Settings) -> None:
+    def __init__(self, store: BalanceStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._held: set[int] = set()
         self._moved_to: dict[UUID, int] = {}

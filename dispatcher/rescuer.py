@@ -9,10 +9,10 @@ import numpy as np
 
 from dispatcher.config import Settings
 from dispatcher.core.identity import idempotency_keys
+from dispatcher.core.leases import EndedLeases
 from dispatcher.core.moments import span_us
 from dispatcher.errors import ShardUnavailableError
-from dispatcher.ports import Fate, Shards
-from dispatcher.store.coordinator_store import CoordinatorStore, EndedLeases
+from dispatcher.ports import Fate, RescueStore, Shards
 
 _log = logging.getLogger(__name__)
 
@@ -37,35 +37,39 @@ class Rescuer:
         shards: the way to the owners.
     """
 
-    def __init__(self, store: CoordinatorStore, settings: Settings, shards: Shards) -> None:
+    def __init__(self, store: RescueStore, settings: Settings, shards: Shards) -> None:
         self._store, self._settings, self._shards = store, settings, shards
 
     async def run_once(self, now_us: int) -> RescuePass:
         """Resolve ended leases, at most ``bulk_rows``.
 
-        A superseded incarnation may have handed over anything it had leased, so all of that is in doubt. A live one
-        is asked: what it never saw waits again, and it refuses it from then on; what it has in hand is left to it. One
-        that does not answer is left alone until its supervisor has replaced it.
+        What a superseded incarnation handed over is on record, and in doubt; the rest of its leases surely did not
+        leave and waits again. A live one is asked: what it never saw waits again, and it refuses it from then on; what
+        it has in hand is left to it. One that does not answer is left alone until its supervisor has replaced it.
         """
         leases = await self._store.ended_leases(now_us - span_us(self._settings.lease_s), self._settings.bulk_rows)
-        if not len(leases.enrolment):
+        if not len(leases):
             return RescuePass()
-        given_back = 0
+        given_back = await self._return(leases.take(np.flatnonzero(leases.superseded & ~leases.handed)), now_us)
         over_time = np.flatnonzero(~leases.superseded)
         for shard in np.unique(leases.shard[over_time]).tolist():
             part = leases.take(over_time[leases.shard[over_time] == shard])
             try:
                 fate = await self._shards.fate(shard, part.token, part.enrolment)
             except ShardUnavailableError as error:
-                _log.warning("%d ended leases wait for their shard: %s", len(part.token), error)
+                _log.warning("%d ended leases wait for their shard: %s", len(part), error)
                 continue
-            unseen = part.take(np.flatnonzero(fate == Fate.NEVER_SEEN))
-            given_back += await self._store.give_back(unseen.enrolment, unseen.token, now_us, now_us)
-        resent, held = await self._doubt(leases.take(np.flatnonzero(leases.superseded)), now_us)
+            given_back += await self._return(part.take(np.flatnonzero(fate == Fate.NEVER_SEEN)), now_us)
+        resent, held = await self._doubt(leases.take(np.flatnonzero(leases.handed)), now_us)
         return RescuePass(given_back, resent, held)
 
+    async def _return(self, unsent: EndedLeases, now_us: int) -> int:
+        if not len(unsent):
+            return 0
+        return await self._store.return_leases(unsent.enrolment, unsent.token, now_us, now_us)
+
     async def _doubt(self, leases: EndedLeases, now_us: int) -> tuple[int, int]:
-        if not len(leases.enrolment):
+        if not len(leases):
             return 0, 0
         resend = leases.idempotent & (leases.retries < self._settings.resend_limit)
         due_us = np.maximum(now_us, leases.deadline_us + span_us(self._settings.skew_s))

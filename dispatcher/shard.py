@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from dispatcher.clock import liveness_s
 from dispatcher.completer import Completer, ends_of, persistently
 from dispatcher.config import Settings
-from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.batches import DueSoon, Indices, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
+from dispatcher.core.leases import Ends, Usage
 from dispatcher.core.messages import compiled
 from dispatcher.core.moments import NEVER_US, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import FencedError
-from dispatcher.ports import Fate, Sender
+from dispatcher.ports import Fate, Sender, ShardStore, Versions
 from dispatcher.slots import SlotBook
-from dispatcher.store.registry import Versions
-from dispatcher.store.shard_store import Ends, ShardStore, Usage
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
@@ -45,6 +44,15 @@ class HandOver:
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the rows of a batch say; None where nothing leaves, with the reason where it cannot be said."""
+
+    texts: list[str | None]
+    media_urls: list[str | None]
+    errors: dict[int, str]
+
+
 class Shard:
     """One shard's devices.
 
@@ -58,6 +66,8 @@ class Shard:
     def __init__(self, shard: int, settings: Settings, store: ShardStore, sender: Callable[[Fleet], Sender]) -> None:
         self.shard, self._settings, self._store, self._make_sender = shard, settings, store, sender
         self.epoch = 0
+        self.woken = asyncio.Event()
+        """Set when something has come that has to leave or to be written; whoever runs the shard clears it."""
         self._trusted_until_s = 0.0
         self._completer = Completer(store, settings, self._written)
         self._pending: list[Leased] = []
@@ -70,7 +80,7 @@ class Shard:
 
     async def take_over(self, now_us: int) -> int:
         """Raise the epoch - earlier incarnations can claim nothing more - and only then load what counts."""
-        started_s = time.monotonic()
+        started_s = liveness_s()
         self.epoch = await self._store.seat.raise_epoch()
         self._versions = await self._store.versions()
         self._load_catalogue(await self._store.catalogue())
@@ -88,7 +98,7 @@ class Shard:
         Raises:
             FencedError: a newer incarnation owns the devices. Nothing more leaves from here.
         """
-        started_s = time.monotonic()
+        started_s = liveness_s()
         beat = await self._store.seat.beat(self._settings.leader_s)
         if beat.epoch != self.epoch:
             self._trusted_until_s, self._pending = 0.0, []
@@ -99,7 +109,7 @@ class Shard:
     @property
     def trusted(self) -> bool:
         """Whether the epoch was renewed lately enough to act on it."""
-        return time.monotonic() < self._trusted_until_s
+        return liveness_s() < self._trusted_until_s
 
     async def refresh(self) -> None:
         """Read catalogue and devices again if they have changed. Lowered quotas bind new slots only."""
@@ -169,6 +179,7 @@ class Shard:
             _log.warning("claim %d came after its offer: %d enrolments wait again", leased.token, len(leased))
             leased = leased.replace(slot_us=np.full(len(leased), -1, np.int64))
         self._pending.append(leased)
+        self.woken.set()
 
     # Hand-over -----------------------------------------------------------------------------------------------
 
@@ -208,54 +219,53 @@ class Shard:
         return HandOver(sum(p.handed for p in parts), sum(p.given_back for p in parts), outcomes)
 
     async def _hand_over_batch(self, number: int, leased: Leased, now_us: int) -> HandOver:
-        token = np.full(len(leased), leased.token, np.int64)
-        key_known_us = now_us - span_us(_KEY_MARGIN * self._settings.key_retention_s)
-        back = await persistently(lambda: self._store.recheck(leased.enrolment, token, key_known_us))
         deadline_us = leased.slot_us + span_us(self._settings.deadline_s)
-        for row in np.flatnonzero(deadline_us < now_us).tolist():
-            back.setdefault(row, "late")
-        for row in await self._unknown_steps(leased):
-            back.setdefault(row, "unknown step")
+        back = dict.fromkeys(np.flatnonzero(deadline_us < now_us).tolist(), "late")
+        back |= dict.fromkeys(await self._unknown_steps(leased), "unknown step")
+        said = self._render(leased, back)
+        key_known_us = now_us - span_us(_KEY_MARGIN * self._settings.key_retention_s)
+        back |= await persistently(
+            lambda: self._store.last_look(leased, said.texts, said.media_urls, now_us, key_known_us)
+        )
         if not self.trusted:
             back = dict.fromkeys(range(len(leased)), "epoch not renewed") | back
-        stays = np.ones(len(leased), np.bool_)
         if back:
             await self._give_back(leased, back, now_us)
-            stays[list(back)] = False
-            leased, deadline_us = leased.take(np.flatnonzero(stays)), deadline_us[stays]
-            self._out[number] = leased
-        if not len(leased):
-            del self._out[number]
-            return HandOver(0, len(back))
         keys = idempotency_keys(leased.enrolment, leased.visit, leased.generation)
-        texts, errors = self._render(leased)
-        if errors:
-            leased, deadline_us, keys, texts = self._reject(number, leased, deadline_us, keys, texts, errors, now_us)
+        stays = [row for row in range(len(leased)) if row not in back]
+        unsayable = np.array([row for row in stays if row in said.errors], np.intp)
+        rows = np.array([row for row in stays if row not in said.errors], np.intp)
+        leaving = leased.take(rows)
+        self._out[number] = leaving
+        if len(unsayable):
+            self._reject(leased.take(unsayable), [keys[row] for row in unsayable.tolist()], said, unsayable, now_us)
         outgoing = Outgoing(
-            device=leased.device,
-            slot_us=leased.slot_us,
-            deadline_us=deadline_us,
-            visit=leased.visit,
-            attempt=leased.attempt,
-            to=leased.phone,
-            text=texts,
-            media_url=[self._catalogue.step[trigger].media_url for trigger in leased.step],
-            key=keys,
-            sequence=[self._catalogue.sequence_of[trigger].name for trigger in leased.step],
-            step=leased.step,
+            device=leaving.device,
+            slot_us=leaving.slot_us,
+            deadline_us=deadline_us[rows],
+            visit=leaving.visit,
+            attempt=leaving.attempt,
+            to=leaving.phone,
+            text=[said.texts[row] or "" for row in rows.tolist()],
+            media_url=[said.media_urls[row] for row in rows.tolist()],
+            key=[keys[row] for row in rows.tolist()],
+            sequence=[self._catalogue.sequence_of[trigger].name for trigger in leaving.step],
+            step=leaving.step,
         )
-        counts = await self._send(leased, keys, outgoing) if len(leased) else {}
+        counts = await self._send(leaving, outgoing) if len(leaving) else {}
         del self._out[number]
-        return HandOver(len(leased), len(back), counts)
+        return HandOver(len(leaving), len(back), counts)
 
-    async def _send(self, leased: Leased, keys: list[bytes], outgoing: Outgoing) -> dict[str, int]:
+    async def _send(self, leased: Leased, outgoing: Outgoing) -> dict[str, int]:
         """Hand over and book what comes back; what the sender says nothing about is in doubt."""
         counts: dict[str, int] = {}
         untold = np.ones(len(leased), np.bool_)
 
         def book(outcomes: Outcomes) -> None:
             untold[outcomes.row] = False
-            self._end(leased.take(outcomes.row), [keys[row] for row in outcomes.row.tolist()], outcomes)
+            rows = outcomes.row.tolist()
+            said = [outgoing.text[row] for row in rows], [outgoing.media_url[row] for row in rows]
+            self._end(leased.take(outcomes.row), [outgoing.key[row] for row in rows], outcomes, said)
             for value, count in zip(*np.unique(outcomes.outcome, return_counts=True), strict=True):
                 counts[Outcome(value).label] = counts.get(Outcome(value).label, 0) + int(count)
 
@@ -296,58 +306,56 @@ class Shard:
         await persistently(lambda: self._store.give_back(part.enrolment, token, due_us, stop, now_us, forgotten))
         self._due.append((part.device, due_us))
 
-    def _render(self, leased: Leased) -> tuple[list[str], dict[int, str]]:
-        """Texts of all rows, a batch a step, and what went wrong by row."""
+    def _render(self, leased: Leased, back: Mapping[int, str]) -> _Said:
+        """What each row says, a batch a step: a resend what it said before, one that does not leave nothing."""
+        said = _Said(list(leased.resend_text), list(leased.resend_media_url), {})
         step = self._catalogue.indices(leased.step)
-        texts = [""] * len(leased)
-        errors: dict[int, str] = {}
-        for index in np.unique(step).tolist():
-            rows = np.flatnonzero(step == index)
-            template = self._templates[leased.step[int(rows[0])]]
-            picked = rows.tolist()
-            rendered, failed = template.render_batch(
+        open_ = [row for row in range(len(leased)) if said.texts[row] is None and row not in back]
+        for index in np.unique(step[open_]).tolist():
+            picked = [row for row in open_ if step[row] == index]
+            trigger = leased.step[picked[0]]
+            rendered, failed = self._templates[trigger].render_batch(
                 [leased.phone[row] for row in picked],
                 [leased.name[row] for row in picked],
                 [leased.attributes[row] for row in picked],
             )
-            for row, text in zip(picked, rendered, strict=True):
-                texts[row] = text
-            errors.update({picked[row]: problem for row, problem in failed.items()})
-        return texts, errors
+            for place, row in enumerate(picked):
+                said.texts[row] = None if place in failed else rendered[place]
+                said.media_urls[row] = self._catalogue.step[trigger].media_url
+            said.errors.update({picked[place]: problem for place, problem in failed.items()})
+        for row in back:
+            said.texts[row] = None
+        return said
 
-    def _reject(
-        self,
-        number: int,
-        leased: Leased,
-        deadline_us: Int64s,
-        keys: list[bytes],
-        texts: list[str],
-        errors: dict[int, str],
-        now_us: int,
-    ) -> tuple[Leased, Int64s, list[bytes], list[str]]:
+    def _reject(self, part: Leased, keys: list[bytes], said: _Said, rows: Indices, now_us: int) -> None:
         """End rows whose message cannot be rendered: they never left."""
-        bad = np.array(sorted(errors), np.intp)
-        part = leased.take(bad)
         outcomes = Outcomes(
-            row=np.arange(len(bad)),
-            outcome=np.full(len(bad), int(Outcome.REJECTED), np.int8),
+            row=np.arange(len(part)),
+            outcome=np.full(len(part), int(Outcome.REJECTED), np.int8),
             at_us=np.maximum(part.slot_us, now_us),
-            message_id=[None] * len(bad),
-            error=[f"content: {errors[row]}" for row in bad.tolist()],
-            retry_after_s=np.full(len(bad), np.nan),
+            message_id=[None] * len(part),
+            error=[f"content: {said.errors[row]}" for row in rows.tolist()],
+            retry_after_s=np.full(len(part), np.nan),
         )
         self._slots.release(part.device, part.slot_us)
-        self._end(part, [keys[row] for row in bad.tolist()], outcomes)
-        good = np.setdiff1d(np.arange(len(leased)), bad)
-        self._out[number] = leased.take(good)
-        rows = good.tolist()
-        return leased.take(good), deadline_us[good], [keys[row] for row in rows], [texts[row] for row in rows]
+        self._end(part, keys, outcomes, None)
 
-    def _end(self, leased: Leased, keys: list[bytes], outcomes: Outcomes) -> None:
-        """Book outcomes (of ``leased``, row by row) against quotas and pass them on to the completer."""
+    def _end(
+        self,
+        leased: Leased,
+        keys: list[bytes],
+        outcomes: Outcomes,
+        said: tuple[list[str], list[str | None]] | None,
+    ) -> None:
+        """Book outcomes (of ``leased``, row by row) against quotas and pass them on to the completer.
+
+        Args:
+            said: texts and media URLs of what was handed over; None where nothing was.
+        """
         self._slots.book(leased, outcomes)
         idempotent = self._slots.idempotent(leased.device)
-        self._completer.add(ends_of(leased, keys, outcomes, self._catalogue, idempotent, self._settings))
+        self._completer.add(ends_of(leased, keys, outcomes, said, self._catalogue, idempotent, self._settings))
+        self.woken.set()
 
     @property
     def in_hand(self) -> int:
@@ -355,9 +363,9 @@ class Shard:
         return sum(map(len, (*self._pending, *self._out.values()))) + len(self._completer.unwritten())
 
     @property
-    def ripe(self) -> bool:
-        """Whether ends wait that should be written now."""
-        return self._completer.ripe
+    def ripe_s(self) -> float:
+        """When ends that wait should be written, in liveness time; infinity when none do."""
+        return self._completer.ripe_s
 
     # Completion ----------------------------------------------------------------------------------------------
 

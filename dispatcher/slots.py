@@ -14,10 +14,10 @@ from dispatcher.config import Settings
 from dispatcher.core.backoff import THROTTLE_S
 from dispatcher.core.batches import Indices, Int32s, Int64s, Leased, Outcomes
 from dispatcher.core.fleet import Fleet
+from dispatcher.core.leases import Usage
 from dispatcher.core.moments import SECOND_US, span_us
 from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
 from dispatcher.core.quota import Offer, SlidingLog
-from dispatcher.store.shard_store import Usage
 
 _UNSENT: Final = np.array([int(outcome) for outcome in PROVED_UNSENT])
 

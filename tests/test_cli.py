@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +20,9 @@ from dispatcher.cli import main as cli
 from dispatcher.cli.common import require_writable
 from dispatcher.errors import InputError
 from dispatcher.store.embedded import EmbeddedServer
+from dispatcher.store.migrate import migrations
 
+NAMES = "".join(f"{migration.name}\n" for migration in migrations())
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("DRIPLINE_")}
 
 
@@ -39,13 +39,10 @@ def dripline(*arguments: str, cwd: Path | None = None, **environment: str) -> su
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def place(place: Path) -> Iterator[Path]:
     """A working directory; an embedded server in its ``data`` is stopped at the end."""
-    directory = Path(tempfile.mkdtemp(prefix="dl-"))
-    directory.chmod(0o711)
-    yield directory
-    EmbeddedServer(directory / "data").stop()
-    shutil.rmtree(directory)
+    yield place
+    EmbeddedServer(place / "data").stop()
 
 
 def test_help_lists_every_command_and_loads_none():
@@ -102,17 +99,17 @@ def test_a_persons_error_is_one_line(place, arguments, status, line):
 
 
 def test_a_database_is_migrated_shown_and_printed(empty_url):
-    assert dripline("db", "migrate", DRIPLINE_DATABASE_URL=empty_url).stdout == "schema\n"
+    assert dripline("db", "migrate", DRIPLINE_DATABASE_URL=empty_url).stdout == NAMES
     assert dripline("db", "migrate", "--database-url", empty_url).stdout == "nothing to do\n"
-    migration, stamp = dripline("db", "status", "--database-url", empty_url).stdout.splitlines()
-    assert migration.split("\t")[:2] == ["0001", "schema"]
+    *found, stamp = dripline("db", "status", "--database-url", empty_url).stdout.splitlines()
+    assert [line.split("\t")[:2] for line in found] == [[f"{m.version:04}", m.name] for m in migrations()]
     assert stamp == "database: not stamped"
     assert "CREATE TABLE leads (" in dripline("db", "sql").stdout
 
 
 def test_a_command_leaves_the_embedded_server_as_it_found_it(place):
     server = EmbeddedServer(place / "data")
-    assert dripline("db", "migrate", "--data-dir", "data", cwd=place).stdout == "schema\n"
+    assert dripline("db", "migrate", "--data-dir", "data", cwd=place).stdout == NAMES
     assert not server.running()
 
     started = dripline("db", "start", cwd=place, DRIPLINE_DATA_DIR="data")

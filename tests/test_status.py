@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from dispatcher.cli.explain import read_facts, show
-from dispatcher.store.coordinator_store import CoordinatorStore
+from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.stamp import stamp
 from dispatcher.store.statements import statements
 
@@ -91,9 +91,9 @@ async def world(connection: asyncpg.Connection, database_url: str) -> str:
     await stamp(connection, "rehearsal", clock_us=NOON_US)
     await connection.execute(WORLD)
     async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
-        store = CoordinatorStore(pool, "host-1")
+        store = PostgresCoordinatorStore(pool, "host-1")
         await store.catalogue(NOON_US)
-        await store.make_partitions(NOON_US, 1)
+        await store.begin_day(NOON_US, 1, 0)
         await store.seat.lead(60)
     await connection.execute("UPDATE open_entries SET scan_done = true WHERE trigger <> 'once_start'")
     await connection.execute("UPDATE open_entries SET scanned_to = 2 WHERE trigger = 'once_start'")
@@ -270,7 +270,7 @@ async def test_a_lead_is_explained_on_one_page(world, which):
             ["fitness_start: opens '30 Day Fitness', enrolled"],
             [
                 "in doubt at fitness_day2: sent or not is unknown (no answer); held for a receipt or an operator,"
-                " never blindly sent again"
+                " never blindly sent again - settle it with: dripline in-doubt resolve 6"
             ],
         ),
         (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Final, NoReturn, TypeVar
@@ -14,10 +17,12 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 import asyncpg
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from dispatcher.config import load_settings
+from dispatcher.core.moments import from_datetime
 from dispatcher.errors import InputError
 from dispatcher.store.connect import connect, store_errors
 from dispatcher.store.embedded import EmbeddedServer
@@ -42,6 +47,9 @@ DataDir = Annotated[
         help="Where the embedded server keeps its data.",
     ),
 ]
+By = Annotated[
+    str | None, typer.Option("--by", show_default="this user", help="Whose decision it is, for the operators' log.")
+]
 
 out: Final = Console(highlight=False, soft_wrap=True)
 """Results, on stdout: colours in a terminal, plain lines elsewhere."""
@@ -49,6 +57,7 @@ err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and remarks, on stderr."""
 
 _SIGTERM_STATUS: Final = 128 + signal.SIGTERM
+_LINE_EVERY_S: Final = 5.0
 
 
 def run(body: Coroutine[Any, Any, T]) -> T:
@@ -125,6 +134,47 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     for row in texts:
         table.add_row(*map(Text, row))  # as it was written: a name may look like markup
     out.print(table)
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """How far a long operation has come, told by calls with the number done: a bar, or a line every 5 s."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown_s = time.monotonic()
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def show(done: int) -> None:
+            nonlocal shown_s
+            bar.update(task, completed=done)
+            if not err.is_terminal and time.monotonic() - shown_s >= _LINE_EVERY_S:
+                shown_s = time.monotonic()
+                err.out(f"{done:,} of {total:,} {what}")
+
+        yield show
+
+
+def moment_us(option: str, text: str) -> int:
+    """A moment that a person wrote, in microseconds; without a time zone it is UTC.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(option, f"{text!r} is no moment", "write it like 2026-01-05T09:00:00Z") from None
+    return from_datetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def actor(by: str | None) -> str:
+    """Who decides: ``by``, else the user of this process."""
+    if by:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -40,6 +41,8 @@ class Facts:
     """Entries whose search has not come to this lead yet."""
     devices: dict[UUID, Row]
     attempts: list[Row]
+    decisions: list[Row]
+    """What operators did about the enrolments."""
     leader: str | None
     """Who leads at present."""
 
@@ -89,6 +92,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
         devices={id_: row for id_, row in devices.items() if row is not None},
         attempts=await connection.fetch(sql["attempts"], [row["id"] for row in enrolments]),
+        decisions=await connection.fetch(sql["decisions"], [f"enrolment {row['id']}" for row in enrolments]),
         leader=leader["holder"] if leader and leader["alive"] else None,
     )
 
@@ -132,6 +136,10 @@ def show(facts: Facts) -> None:
     )
     if not facts.attempts:
         _say("none")
+    if facts.decisions:
+        _heading("Operators")
+    for row in facts.decisions:
+        _say(f"{facts.at(row['at'])}, {row['actor']}: {row['action']}, {row['subject']}, {_detail(row['detail'])}")
 
 
 def why_trigger(facts: Facts, token: str) -> str:
@@ -185,6 +193,7 @@ def why_enrolment(facts: Facts, row: Row) -> str:
         return (
             f"in doubt at {row['current_trigger']}: sent or not is unknown ({row['last_error'] or 'no answer'});"
             " held for a receipt or an operator, never blindly sent again"
+            f" - settle it with: dripline in-doubt resolve {row['id']}"
         )
     if row["processing"]:
         end = f"; ends after this attempt: {row['stop_reason']}" if row["stop_reason"] else ""
@@ -263,6 +272,11 @@ def _retries(row: Row) -> str:
     if not row["retry_count"]:
         return ""
     return f" (failed {row['retry_count']} times so far: {row['last_error'] or 'no reason known'})"
+
+
+def _detail(detail: str) -> str:
+    """A decision's detail, which is JSON, for people."""
+    return ", ".join(f"{name} {value}" for name, value in json.loads(detail).items())
 
 
 def _heading(text: str) -> None:

@@ -18,6 +18,7 @@ COMMANDS: Final = {
         "simulate.command:app",
         "Rehearse in virtual time with production code.",
     ),
+    "prove": ("simulate.prove.command:app", "Thousands of seeds of faults: nothing lost, nothing twice."),
     "run": ("actors.command:app", "Run the engine against real gateways."),
     "status": ("dispatcher.cli.status:app", "The seed's monitoring at a glance."),
     "import": ("dispatcher.cli.import_leads:app", "Bring in leads from a CSV file."),
@@ -25,8 +26,9 @@ COMMANDS: Final = {
     "devices": ("dispatcher.cli.devices:app", "List, add, import and change devices."),
     "sequences": ("dispatcher.cli.sequences:app", "List, pause and resume sequences."),
     "leads": ("dispatcher.cli.leads:app", "Triggers on leads that match no open sequence."),
+    "in-doubt": ("dispatcher.cli.in_doubt:app", "Attempts sent or not: list them, and say what became of them."),
     "explain": ("dispatcher.cli.explain:app", "Why a lead got a message, or did not."),
-    "db": ("dispatcher.cli.db:app", "Migrate the database; start and stop the embedded server."),
+    "db": ("dispatcher.cli.db:app", "Migrate and recover the database; start and stop the embedded server."),
     "doctor": ("dispatcher.cli.doctor:app", "Check this machine and the database."),
 }
 """Where each command lives, and its line in the help. The upper layers are reached by name only."""

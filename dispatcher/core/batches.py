@@ -88,6 +88,9 @@ class Leased(Columns):
     """Lead attributes as JSON text; None when no active step's template reads them."""
     step: list[str]
     """The step's trigger."""
+    resend_text: list[str | None]
+    """Of a resend in doubt: what was said the first time. None: to be rendered."""
+    resend_media_url: list[str | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,17 @@ async def switch(connection: asyncpg.Connection, name_or_id: str, active: bool) 
     Raises:
         InputError: no sequence, or several, are called so.
     """
+    found = await find_sequence(connection, name_or_id)
+    status = await connection.execute(statements("intake")["switch_sequence"], found.id, active)
+    return found.name, status == "UPDATE 1"
+
+
+async def find_sequence(connection: asyncpg.Connection, name_or_id: str) -> Sequence:
+    """The stored sequence that a person means by its name, or by its id where names repeat.
+
+    Raises:
+        InputError: no sequence, or several, are called so.
+    """
     stored = await read_sequences(connection)
     found = [sequence for sequence in stored if sequence.name == name_or_id]
     found = found or [sequence for sequence in stored if str(sequence.id) == name_or_id]
@@ -206,5 +217,4 @@ async def switch(connection: asyncpg.Connection, name_or_id: str, active: bool) 
     if len(found) > 1:
         ids = ", ".join(str(sequence.id) for sequence in found)
         raise InputError(subject, f"{len(found)} sequences have this name", f"name it by its id: {ids}")
-    status = await connection.execute(statements("intake")["switch_sequence"], found[0].id, active)
-    return found[0].name, status == "UPDATE 1"
+    return found[0]

@@ -2,77 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
 import numpy as np
 
-from dispatcher.core.batches import Indices, Int32s, Int64s, Leased
+from dispatcher.core.batches import Int32s, Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.leases import EndedLeases, Want
 from dispatcher.core.moments import NEVER_US
 from dispatcher.errors import FencedError
+from dispatcher.ports import Enrolled, Search, Versions
+from dispatcher.store.bodies import unpacked
 from dispatcher.store.columns import int32s, int64s, moments
-from dispatcher.store.registry import Versions, read_catalogue, read_fleet, read_versions
-from dispatcher.store.seats import Seat
+from dispatcher.store.registry import read_catalogue, read_fleet, read_versions
+from dispatcher.store.seats import PostgresSeat
 from dispatcher.store.session import Session
 from dispatcher.store.statements import statements
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """The slots a claim may fill: for each device its first slots go to its longest overdue enrolments."""
-
-    shard: int
-    epoch: int
-    device_id: list[UUID]
-    number: Int32s
-    slots: Int32s
-    """How many slots each device has."""
-    slot_us: Int64s
-    """All slots, device after device, ascending within one."""
-
-
-class Enrolled(NamedTuple):
-    """What one batch of lead changes led to."""
-
-    taken: int
-    stopped: int
-    home: dict[UUID | None, int]
-    """New enrolments by home device."""
-
-
-class Search(NamedTuple):
-    """One stretch of the search for leads that carried a trigger before its entry opened."""
-
-    trigger: str
-    queued: int
-    done: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EndedLeases:
-    """Leases without an outcome: over time, or of an incarnation that was superseded."""
-
-    enrolment: Int64s
-    token: Int64s
-    visit: Int32s
-    generation: Int32s
-    retries: Int32s
-    shard: Int32s
-    deadline_us: Int64s
-    idempotent: np.typing.NDArray[np.bool_]
-    superseded: np.typing.NDArray[np.bool_]
-
-    def take(self, rows: Indices) -> EndedLeases:
-        """The leases at ``rows``."""
-        return EndedLeases(**{name: getattr(self, name)[rows] for name in self.__slots__})
-
-
-class CoordinatorStore:
-    """The coordinator's statements.
+class PostgresCoordinatorStore:
+    """The ``CoordinatorStore`` port: the coordinator's statements.
 
     Args:
         pool: the coordinator's connections; claims of several shards run side by side on them.
@@ -82,7 +33,7 @@ class CoordinatorStore:
     def __init__(self, pool: asyncpg.Pool, holder: str) -> None:
         files = ("epochs", "catalogue", "enrol", "claim", "rescue", "complete")
         self._session = Session(pool, {name: sql for file in files for name, sql in statements(file).items()})
-        self.seat = Seat(self._session, "coordinator", holder)
+        self.seat = PostgresSeat(self._session, "coordinator", holder)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -114,9 +65,14 @@ class CoordinatorStore:
         """Live enrolments by home device."""
         return {row["home_device_id"]: row["live"] for row in await self._session.rows("home_load")}
 
-    async def make_partitions(self, now_us: int, days_ahead: int) -> int:
-        """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made."""
-        return int(await self._session.value("make_partitions", now_us, days_ahead))
+    async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
+        """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
+
+        Records of hand-overs older than ``kept_us`` are given up.
+        """
+        async with self._session.transaction() as connection:
+            await connection.execute(statements("catalogue")["forget_handovers"], now_us - kept_us)
+            return int(await connection.fetchval(statements("catalogue")["make_partitions"], now_us, days_ahead))
 
     # Enrolment -----------------------------------------------------------------------------------------------
 
@@ -161,14 +117,7 @@ class CoordinatorStore:
     # Claim ---------------------------------------------------------------------------------------------------
 
     async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:
-        """Lease what is due to the offered slots, committed before this returns.
-
-        Args:
-            deadline_us: how long after its slot a message may leave.
-            lead_fields: whether names and attributes are read.
-
-        Returns None when nothing is due, or the shard's offer was made by a superseded incarnation.
-        """
+        """Lease what is due to the offered slots, committed before this returns."""
         if not len(want.slot_us):
             return None
         first = np.cumsum(want.slots) - want.slots
@@ -208,6 +157,8 @@ class CoordinatorStore:
             name=row["name"] or nothing,
             attributes=row["attributes"] or nothing,
             step=row["step"],
+            resend_text=row["resend_text"] or nothing,
+            resend_media_url=row["resend_media_url"] or nothing,
         )
 
     async def next_due(self, device_id: list[UUID]) -> Int64s:
@@ -239,20 +190,25 @@ class CoordinatorStore:
     async def ended_leases(self, before_us: int, rows: int) -> EndedLeases:
         """Leases whose slot is before ``before_us`` or whose incarnation is superseded, at most ``rows``."""
         found = await self._session.rows("ended_leases", before_us, rows)
-        column = {name: [row[name] for row in found] for name in (found[0].keys() if found else ())}
+        handed = sorted({row["token"] for row in found if row["handed"]})
+        records = await self._session.rows("handed_bodies", handed) if handed else []
+        said = {enrolment: (text, media) for row in records for enrolment, text, media in unpacked(row["bodies"])}
+        bodies = [said.get(row["id"], (None, None)) if row["handed"] else (None, None) for row in found]
         return EndedLeases(
-            enrolment=np.array(column.get("id", []), np.int64),
-            token=np.array(column.get("token", []), np.int64),
-            visit=np.array(column.get("visit", []), np.int32),
-            generation=np.array(column.get("generation", []), np.int32),
-            retries=np.array(column.get("retries", []), np.int32),
-            shard=np.array([-1 if shard is None else shard for shard in column.get("shard", [])], np.int32),
-            deadline_us=np.array(column.get("deadline_us", []), np.int64),
-            idempotent=np.array(column.get("idempotent", []), np.bool_),
-            superseded=np.array(column.get("superseded", []), np.bool_),
+            enrolment=np.array([row["id"] for row in found], np.int64),
+            token=np.array([row["token"] for row in found], np.int64),
+            visit=np.array([row["visit"] for row in found], np.int32),
+            generation=np.array([row["generation"] for row in found], np.int32),
+            retries=np.array([row["retries"] for row in found], np.int32),
+            shard=np.array([row["shard"] for row in found], np.int32),
+            deadline_us=np.array([row["deadline_us"] for row in found], np.int64),
+            idempotent=np.array([row["idempotent"] for row in found], np.bool_),
+            handed=np.array([row["handed"] for row in found], np.bool_),
+            text=[text for text, _ in bodies],
+            media_url=[media_url for _, media_url in bodies],
         )
 
-    async def give_back(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
+    async def return_leases(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
         """End leases that surely were not handed over."""
         rows = len(enrolment)
         return await self._session.changed(
@@ -282,6 +238,8 @@ class CoordinatorStore:
                 due_us.tolist(),
                 resend.tolist(),
                 now_us,
+                leases.text,
+                leases.media_url,
             )
         )
 

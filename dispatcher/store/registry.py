@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import asyncpg
 import numpy as np
 
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.ports import Versions
 from dispatcher.store.session import Session
 from dispatcher.store.statements import statements
-
-
-class Versions(NamedTuple):
-    """Counters that every change of sequences or devices raises."""
-
-    sequences: int
-    devices: int
 
 
 async def read_versions(session: Session) -> Versions:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from dispatcher.ports import Beat
 from dispatcher.store.session import Session
 
 
-class Beat(NamedTuple):
-    """What a renewal reads."""
-
-    epoch: int | None
-    wall_us: int
-    """The database's clock."""
-
-
-class Seat:
-    """One name's epoch: ``coordinator`` or ``shard-<n>``.
+class PostgresSeat:
+    """The ``Seat`` port: one name's epoch, ``coordinator`` or ``shard-<n>``.
 
     Args:
         session: statements of ``epochs.sql``.

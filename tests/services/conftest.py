@@ -23,8 +23,8 @@ from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import ShardUnavailableError
 from dispatcher.shard import Shard
 from dispatcher.store.connect import connect, open_pool
-from dispatcher.store.coordinator_store import CoordinatorStore
-from dispatcher.store.shard_store import ShardStore
+from dispatcher.store.coordinator_store import PostgresCoordinatorStore
+from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import stamp
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
@@ -49,6 +49,10 @@ class Request(NamedTuple):
     attempt: int
     text: str
     key: bytes
+
+
+class DiedError(BaseException):
+    """The process is gone. Nothing in it may catch this."""
 
 
 class ScriptedSender:
@@ -211,13 +215,13 @@ class World:
 
     # Moving it -----------------------------------------------------------------------------------------------
 
-    async def store(self) -> CoordinatorStore:
+    async def store(self) -> PostgresCoordinatorStore:
         """A coordinator's statements on connections of their own."""
-        return CoordinatorStore(await self._pool(), "test")
+        return PostgresCoordinatorStore(await self._pool(), "test")
 
-    async def shard_store(self, shard: int = 0) -> ShardStore:
+    async def shard_store(self, shard: int = 0) -> PostgresShardStore:
         """A shard's statements on connections of their own."""
-        return ShardStore(await self._pool(), shard, "test")
+        return PostgresShardStore(await self._pool(), shard, "test")
 
     async def begin(self, shards: int = 1) -> None:
         """Put a coordinator and its shards to work."""
@@ -232,6 +236,22 @@ class World:
         await own.take_over(self.now_us)
         self.shards.shards[shard] = own
         return own
+
+    async def die_handing_over(self, shard: int = 0, *, reached: bool = True, until_us: int | None = None) -> None:
+        """The shard looks once more and dies: before anything has left, or once everything has ``reached`` the gateway.
+
+        It handed over what was pending for the last minute, or only ``until_us``; another incarnation is still to come.
+        """
+
+        async def die() -> None:
+            raise DiedError
+
+        before = len(self.sender.requests)
+        self.sender.meanwhile = die
+        with pytest.raises(DiedError):
+            await self.shards.shards[shard].hand_over(self.now_us - span_us(60), until_us or self.now_us)
+        if not reached:
+            del self.sender.requests[before:]
 
     async def tick(self, seconds: float = 60) -> Pass:
         """Run ``seconds`` of virtual time; returns the first pass over it."""

@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from dispatcher.core.leases import Want
 from dispatcher.errors import FencedError
 from dispatcher.store.connect import connect
-from dispatcher.store.coordinator_store import Want
 
 SECOND_US = 1_000_000
 LEASED = "SELECT contact_phone, dripline_us(processing_started_at) FROM sequence_contacts WHERE lease_token IS NOT NULL"

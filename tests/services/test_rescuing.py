@@ -24,8 +24,12 @@ async def rescue(world) -> RescuePass:
     return done
 
 
-async def test_what_a_superseded_incarnation_had_leased_is_in_doubt_and_sent_again_by_the_next(world):
+@pytest.mark.parametrize(("reached", "outcomes"), [(True, ["accepted", "repeat"]), (False, ["not_sent", "accepted"])])
+async def test_what_a_superseded_incarnation_had_handed_over_is_in_doubt_and_sent_again_by_the_next(
+    world, answer, reached, outcomes
+):
     await leased(world)
+    await world.die_handing_over(reached=reached)
     await world.restart()
     assert await rescue(world) == RescuePass(resent=1)
     assert await world.states() == [("999101", "fitness_start", 1, "active", False, None)]
@@ -33,9 +37,10 @@ async def test_what_a_superseded_incarnation_had_leased_is_in_doubt_and_sent_aga
         (True, 1, "no answer before the lease ended")
     ]
     assert [row[3:] for row in await world.attempts()] == [(1, "in_doubt")]
+    world.sender.script["999101"] = [answer("repeat" if reached else "accepted")]
     world.shards.hand_over = True
     await world.tick()
-    assert [row[3:] for row in await world.attempts()] == [(1, "not_sent"), (2, "accepted")]
+    assert [row[3:] for row in await world.attempts()] == list(enumerate(outcomes, 1))
 
 
 async def test_without_idempotency_it_is_held(new_world):
@@ -43,6 +48,7 @@ async def test_without_idempotency_it_is_held(new_world):
     await world.devices(1, gateway_idempotent=False)
     await world.fitness()
     await leased(world)
+    await world.die_handing_over()
     await world.restart()
     assert await rescue(world) == RescuePass(in_doubt=1)
     assert await world.states() == [("999101", "fitness_start", 1, "in_doubt", False, None)]
@@ -50,6 +56,7 @@ async def test_without_idempotency_it_is_held(new_world):
 
 async def test_nothing_is_resent_under_a_key_the_gateway_has_forgotten(world):
     await leased(world)
+    await world.die_handing_over(reached=False)
     await world.restart()
     assert await rescue(world) == RescuePass(resent=1)
     world.shards.hand_over = True

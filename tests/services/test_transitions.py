@@ -11,8 +11,8 @@ from dispatcher.completer import ends_of
 from dispatcher.core.batches import Leased, Outcomes
 from dispatcher.core.enrolment import Event, State, Write, transition
 from dispatcher.core.identity import idempotency_key
+from dispatcher.core.leases import Ends
 from dispatcher.core.outcomes import Outcome
-from dispatcher.store.shard_store import Ends
 from dispatcher.store.statements import statements
 
 TOKEN, EPOCH = 77, 5
@@ -36,14 +36,16 @@ SAID = {
     Event.REJECT: ("one", Outcome.REJECTED),
     Event.OPT_OUT: ("one", Outcome.OPTED_OUT),
     Event.DOUBT: ("one", Outcome.IN_DOUBT),
+    Event.NOT_SENT: ("one", Outcome.REFUSED),
     Event.LATE: ("one", Outcome.REFUSED),
 }
 """The step it stands at, and what the gateway says."""
 
 LATE = (State.WAITING, State.IN_DOUBT, State.FAILED, State.STOPPED)
 PAIRS = [
-    *((State.LEASED, event) for event in SAID if event is not Event.LATE),
+    *((State.LEASED, event) for event in SAID if event not in (Event.NOT_SENT, Event.LATE)),
     *((state, event) for state in LATE for event in (Event.ACCEPT, Event.ACCEPT_LAST_LOCKED)),
+    *((State.IN_DOUBT, event) for event in (Event.NOT_SENT, Event.REJECT, Event.OPT_OUT)),
     *((state, Event.LATE) for state in (*LATE, State.LEASED, State.COMPLETED)),
     (State.WAITING, Event.CLAIM),
     (State.WAITING, Event.FINISH),
@@ -90,10 +92,23 @@ async def put(world, state: State, event: Event) -> None:
         home_device_id=device,
         **columns,
     )
+    if state is State.IN_DOUBT:
+        await world.execute(
+            "INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, "
+            "deadline_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger) "
+            "SELECT 1, 1, 1, $1, $2, $2, $2, $3, $4, 1, 0, 1, 'in_doubt', 'one'",
+            EPOCH,
+            world.start,
+            device,
+            UUID(bytes=idempotency_key(1, 1, 0)),
+        )
 
 
 async def ends(world, state: State, event: Event) -> Ends:
-    """What the completer makes of the end of attempt 1, under the row's token or one that is gone."""
+    """What the completer makes of the end of an attempt, under the row's token or one that is gone.
+
+    It is the one the row is about, or, too late for an enrolment in doubt, another one.
+    """
     step, outcome = SAID[event]
     one, now_us = np.ones(1, np.int32), np.array([world.now_us])
     leased = Leased(
@@ -103,7 +118,7 @@ async def ends(world, state: State, event: Event) -> Ends:
         lead=np.array([1]),
         visit=one,
         generation=0 * one,
-        attempt=one,
+        attempt=2 * one if (state, event) == (State.IN_DOUBT, Event.LATE) else one,
         retries=one * (world.settings.retry_limit if event is Event.EXHAUST else 0),
         device=one,
         slot_us=now_us,
@@ -112,18 +127,20 @@ async def ends(world, state: State, event: Event) -> Ends:
         name=[None],
         attributes=[None],
         step=[step],
+        resend_text=[None],
+        resend_media_url=[None],
     )
-    accepted = outcome is Outcome.ACCEPTED
     said = Outcomes(
         row=np.array([0]),
         outcome=np.array([outcome], np.int8),
         at_us=now_us,
         message_id=["m"],
-        error=[None if accepted else "why"],
+        error=[None if outcome is Outcome.ACCEPTED or event is Event.NOT_SENT else "why"],
         retry_after_s=np.array([np.nan]),
     )
     catalogue = await world.shards.shards[0]._store.catalogue()
-    return ends_of(leased, [idempotency_key(1, 1, 0)], said, catalogue, np.array([False]), world.settings)
+    key, bodies = [idempotency_key(1, 1, 0)], (["text"], [None])
+    return ends_of(leased, key, said, bodies, catalogue, np.array([False]), world.settings)
 
 
 async def happen(world, state: State, event: Event) -> None:
@@ -159,7 +176,7 @@ def written(before: dict, after: dict) -> set[Write]:
         Write.LEDGER: "ledger" in changed,
         Write.VISIT: {"visit", "current_trigger"} <= changed,
         Write.NO_DUE: "next_trigger_time" in changed and after["next_trigger_time"] is None,
-        Write.DUE: "next_trigger_time" in changed
+        Write.DUE: bool({"next_trigger_time", "status"} & changed)
         and after["next_trigger_time"] is not None
         and after["status"] == "active",
         Write.RETRIES: after["retry_count"] == before["retry_count"] + 1,

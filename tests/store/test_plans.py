@@ -1,4 +1,4 @@
-"""Hot statements read bounded rows: at 200,000 enrolments none scans a table, and none reads what it was not for."""
+"""Hot statements read bounded rows: at 100,000 enrolments none scans a table, and none reads what it was not for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import pytest
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.statements import statements
 
-BIG = ("leads", "sequence_contacts", "message_ledger")
-ENROLMENTS, DEVICES, LEASED, RETRIED, PER_DEVICE = 200_000, 100, 500, 300, 1500
+BIG = ("leads", "sequence_contacts", "message_ledger", "handovers")
+ENROLMENTS, DEVICES, LEASED, RETRIED, PER_DEVICE, HANDOVERS = 100_000, 100, 500, 300, 1500, 20_000
 NOW_US = 1_767_600_000_000_000
+DAY_AGO_US = NOW_US - 86_400_000_000
 NOBODY = UUID(int=0)
 
 FILL = f"""
@@ -48,7 +49,9 @@ INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due
 SELECT n, 1, n, 1, at, at, at, at, d.id, gen_random_uuid(), 0, 0, 1, 'accepted', 'fitness_start'
 FROM generate_series(1, {DEVICES * PER_DEVICE}) n JOIN devices d ON d.number = 1 + n % {DEVICES},
      LATERAL (SELECT dripline_at({NOW_US}) - n * interval '1 second' AS at) t;
-ANALYZE;
+INSERT INTO handovers (token, shard_epoch, handed_at, enrolments, bodies)
+SELECT 1000 + n, 1, dripline_at({NOW_US}) - n * interval '10 seconds', ARRAY (SELECT generate_series(n, n + 9)), '\\x00'
+FROM generate_series(1, {HANDOVERS}) n;
 """
 
 
@@ -169,9 +172,16 @@ async def test_the_next_due_moment_reads_one_row_a_device(engine):
 
 
 async def test_the_last_look_reads_what_is_about_to_leave(engine):
-    id_, token, *_ = await columns(engine, LEASES)
-    found = await cost(engine, statements("shard")["recheck"], id_, token, 0)
+    await claim_arguments(engine)
+    id_, *_ = await columns(engine, LEASES)
+    looked = (id_, [True] * LEASED, 7, "shard-0", 4, NOW_US, b"said", 0)
+    found = await cost(engine, statements("shard")["last_look"], *looked)
     assert (found.scanned, found.rows) == (set(), 2 * LEASED)
+    assert await engine.fetchval("SELECT array_length(enrolments, 1) FROM handovers WHERE token = 7") == LEASED
+    await engine.execute("UPDATE sequence_contacts SET pinned = true WHERE lease_token = 7")
+    again = await cost(engine, statements("shard")["last_look"], *looked)
+    assert again.scanned == set()
+    assert again.rows <= 3 * LEASED, "of a resend the attempts of its visit, too"
 
 
 @pytest.mark.parametrize(
@@ -199,18 +209,51 @@ async def test_the_end_of_attempts_reads_what_it_ends(engine):
         [NOW_US] * n,
         [False] * n,
     )
-    found = await cost(engine, statements("complete")["end_attempts"], *arguments, NOW_US)
+    nothing = [None] * n
+    found = await cost(engine, statements("complete")["end_attempts"], *arguments, NOW_US, nothing, nothing)
     assert (found.scanned, found.rows <= 2 * LEASED) == (set(), True)
 
 
-async def test_the_rescue_reads_leases_only(engine):
+async def test_the_release_of_a_doubt_reads_what_it_releases(engine):
+    id_, *_ = await columns(engine, f"SELECT id FROM sequence_contacts WHERE id > {LEASED} ORDER BY id LIMIT 200")
+    await engine.execute("UPDATE sequence_contacts SET status = 'in_doubt' WHERE id = ANY ($1)", id_)
+    n = len(id_)
+    released = (id_, [1] * n, [0] * n, ["waiting"] * n, ["no"] * n, [NOW_US] * n)
+    found = await cost(engine, statements("complete")["release_doubt"], *released)
+    assert found.scanned == set()
+    written = "SELECT count(*) FROM sequence_contacts WHERE id = ANY ($1) AND last_error = 'no'"
+    assert await engine.fetchval(written, id_) == n
+    assert found.rows <= 2 * n
+
+
+async def test_the_rescue_reads_leases_and_their_records_only(engine):
+    (id_,) = await columns(engine, "SELECT id FROM sequence_contacts WHERE lease_token = 7 AND id % 2 = 0")
+    await engine.execute("INSERT INTO handovers VALUES (7, 5, now(), $1, 'said')", id_)
     found = await cost(engine, statements("rescue")["ended_leases"], NOW_US, 1000)
-    assert (found.scanned, found.rows) == (set(), LEASED)
+    assert found.scanned == set()
+    assert found.rows <= 2 * LEASED, "one record a lease"
+    handed = await engine.fetch(statements("rescue")["ended_leases"], NOW_US, 1000)
+    assert sorted(row["id"] for row in handed if row["handed"]) == sorted(id_)
+
+
+async def test_the_bodies_of_few_hand_overs_are_few_rows(engine):
+    found = await cost(engine, statements("rescue")["handed_bodies"], [1001, 1002, 1003])
+    assert (found.scanned, found.rows) == (set(), 3)
+
+
+async def test_forgetting_old_hand_overs_reads_what_it_forgets(engine):
+    left = await engine.fetchval("SELECT count(*) FROM handovers WHERE handed_at >= dripline_at($1)", DAY_AGO_US)
+    found = await cost(engine, statements("catalogue")["forget_handovers"], DAY_AGO_US)
+    assert (found.scanned, found.rows) == (set(), HANDOVERS - left)
+    assert await engine.fetchval("SELECT count(*) FROM handovers") == left > 0
 
 
 async def test_a_takeover_reads_the_usage_of_its_own_devices(engine):
-    found = await cost(engine, statements("shard")["load_usage"], 3, NOW_US - 86_400_000_000)
-    assert (found.scanned, found.rows <= DEVICES / 10 * PER_DEVICE + LEASED) == (set(), True)
+    (id_,) = await columns(engine, "SELECT id FROM sequence_contacts WHERE lease_token = 7")
+    await engine.execute("INSERT INTO handovers VALUES (7, 5, now(), $1, 'said')", id_)
+    found = await cost(engine, statements("shard")["load_usage"], 3, DAY_AGO_US)
+    assert found.scanned == set()
+    assert found.rows <= DEVICES / 10 * PER_DEVICE + 2 * LEASED, "the ledger's day, and its leases with their records"
 
 
 async def test_lead_changes_read_the_leads_that_changed(engine):
@@ -222,7 +265,7 @@ async def test_lead_changes_read_the_leads_that_changed(engine):
 
 
 async def test_an_idle_enrolling_pass_costs_the_same_however_many_leads_there_are(engine, connection):
-    await engine.execute("INSERT INTO open_entries VALUES ('fitness_start', 1, now(), 200000, true)")
+    await engine.execute(f"INSERT INTO open_entries VALUES ('fitness_start', 1, now(), {ENROLMENTS}, true)")
     for name, arguments in (("take_changes", (1000, NOW_US)), ("search_entries", (1000,))):
         busy, empty = [await cost(on, statements("enrol")[name], *arguments) for on in (engine, connection)]
         assert (busy.scanned, busy.rows) == (set(), 0)

@@ -48,3 +48,10 @@ WHERE status = 'active' AND home_device_id IS NOT NULL GROUP BY home_device_id;
 SELECT count(*) FILTER (WHERE dripline_ledger_partition(day::date)) AS made
 FROM generate_series((dripline_at($1::bigint) AT TIME ZONE 'UTC')::date - 1,
                      (dripline_at($1::bigint) AT TIME ZONE 'UTC')::date + $2::integer, interval '1 day') day;
+
+-- name: forget_handovers
+-- Beyond what gateways remember of keys nothing is sent again. What is leased still has not been rescued: after a long
+-- standstill, without its record, it would pass for never handed over.
+DELETE FROM handovers
+WHERE handed_at < dripline_at($1::bigint)
+  AND token NOT IN (SELECT lease_token FROM sequence_contacts WHERE processing_device_id IS NOT NULL);

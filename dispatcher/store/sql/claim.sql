@@ -32,7 +32,7 @@ leased AS (
         lease_token = $10, lease_epoch = $9, attempt = c.attempt + 1
     FROM due d WHERE c.ctid = d.tid
     RETURNING d.ord, d.rank, c.id, c.lead_id, c.visit, c.generation, c.attempt, c.retry_count, c.next_trigger_time,
-              c.contact_phone, c.current_trigger
+              c.contact_phone, c.current_trigger, c.resend_text, c.resend_media_url
 )
 SELECT (SELECT held FROM fence) AS held,
        string_agg(int4send(r.ord::integer), '') AS ord,
@@ -46,6 +46,8 @@ SELECT (SELECT held FROM fence) AS held,
        string_agg(timestamptz_send(r.next_trigger_time), '') AS due,
        array_agg(r.contact_phone) AS phone,
        array_agg(r.current_trigger) AS step,
+       CASE WHEN count(r.resend_text) > 0 THEN array_agg(r.resend_text) END AS resend_text,
+       CASE WHEN count(r.resend_text) > 0 THEN array_agg(r.resend_media_url) END AS resend_media_url,
        CASE WHEN $11::boolean THEN array_agg(l.name) END AS name,
        CASE WHEN $11::boolean THEN array_agg(nullif(l.attributes::text, '{}')) END AS attributes
 FROM leased r LEFT JOIN leads l ON $11::boolean AND l.id = r.lead_id;

@@ -6,6 +6,7 @@
 WITH moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        resend_text = NULL, resend_media_url = NULL,
         current_trigger = a.next_trigger, next_trigger_time = dripline_at(a.next_due),
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL,
@@ -42,6 +43,7 @@ WITH accepted AS MATERIALIZED (
 moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        resend_text = NULL, resend_media_url = NULL,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL, next_trigger_time = NULL, status = 'completed', finished_at = dripline_at(a.at),
         trigger_kept = false
@@ -67,6 +69,7 @@ SELECT count(*) FROM moved;
 WITH moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        resend_text = NULL, resend_media_url = NULL,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL, next_trigger_time = NULL
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
@@ -91,14 +94,16 @@ WITH ended AS MATERIALIZED (
     SELECT c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
            c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
            e.outcome, e.error, e.key, e.counted, dripline_at(e.due) AS due, c.pinned OR e.pinned AS pinned,
+           coalesce(c.resend_text, e.text) AS text,
+           CASE WHEN c.resend_text IS NULL THEN e.media_url ELSE c.resend_media_url END AS media_url,
            CASE WHEN e.next = 'stopped' THEN coalesce(c.stop_reason, 'opted out') ELSE c.stop_reason END AS stop_reason,
            CASE WHEN (c.pinned OR e.pinned) AND (e.next IN ('failed', 'stopped') OR c.stop_reason IS NOT NULL) THEN 'in_doubt'
                 WHEN e.next = 'waiting' AND c.stop_reason IS NOT NULL THEN 'stopped'
                 WHEN e.next = 'waiting' THEN 'active'
                 ELSE e.next END AS status
     FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::uuid[], $6::text[], $7::integer[], $8::bigint[],
-                $9::boolean[])
-         e(id, token, outcome, error, key, next, counted, due, pinned)
+                $9::boolean[], $11::text[], $12::text[])
+         e(id, token, outcome, error, key, next, counted, due, pinned, text, media_url)
     JOIN sequence_contacts c ON c.id = e.id AND c.lease_token = e.token
     FOR NO KEY UPDATE OF c
 ),
@@ -111,6 +116,7 @@ written AS (
 moved AS (
     UPDATE sequence_contacts c
     SET retry_count = c.retry_count + e.counted, last_error = e.error, next_trigger_time = e.due, pinned = e.pinned,
+        resend_text = e.text, resend_media_url = e.media_url,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL, status = e.status, stop_reason = e.stop_reason,
         finished_at = CASE WHEN e.status IN ('failed', 'stopped') THEN dripline_at($10::bigint) END,
@@ -148,13 +154,16 @@ WHERE c.id = g.id AND c.lease_token = g.token;
 
 -- name: credit_doubt
 -- "Accepted before": the earliest attempt in doubt counts as the one; whether later ones arrived as repetitions
--- stays unknown. Returns the enrolments it is now known for.
+-- stays unknown. The attempt that got this answer is not its own predecessor, and a visit that has its accepted attempt
+-- (a commit whose answer was lost is repeated) gets no second one. Returns the enrolments it is now known for.
 WITH first AS (
     SELECT l.enrolment_id, l.visit, l.generation, min(l.attempt) AS attempt, v.at, v.message_id
-    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[])
-         v(enrolment_id, visit, generation, at, message_id)
+    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[], $6::integer[])
+         v(enrolment_id, visit, generation, at, message_id, attempt)
     JOIN message_ledger l ON l.enrolment_id = v.enrolment_id AND l.visit = v.visit AND l.generation = v.generation
-                         AND l.outcome = 'in_doubt'
+                         AND l.attempt < v.attempt AND l.outcome = 'in_doubt'
+    WHERE NOT EXISTS (SELECT FROM message_ledger a WHERE a.enrolment_id = v.enrolment_id AND a.visit = v.visit
+                      AND a.generation = v.generation AND a.outcome = 'accepted')
     GROUP BY 1, 2, 3, 5, 6
 )
 UPDATE message_ledger l
@@ -167,9 +176,9 @@ RETURNING l.enrolment_id;
 -- name: clear_doubt
 -- A fresh acceptance under a key that gateways remember: the attempts in doubt before it never arrived.
 UPDATE message_ledger l SET outcome = 'not_sent'
-FROM unnest($1::bigint[], $2::integer[], $3::integer[]) v(enrolment_id, visit, generation)
+FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::integer[]) v(enrolment_id, visit, generation, attempt)
 WHERE l.enrolment_id = v.enrolment_id AND l.visit = v.visit AND l.generation = v.generation
-  AND l.outcome = 'in_doubt';
+  AND l.attempt < v.attempt AND l.outcome = 'in_doubt';
 
 -- name: known_attempts
 -- Which of these attempts the ledger has an end for already (a commit whose answer was lost).
@@ -216,6 +225,36 @@ JOIN sequence_contacts c ON c.id = r.enrolment_id
 JOIN devices d ON d.number = r.device
 ON CONFLICT DO NOTHING;
 
+-- name: release_doubt
+-- The last unknown attempt of a visit turned out unsent: waiting again, from any device - or failed or stopped, if that
+-- is what it turned out to be. A resend under way is left to its own end.
+UPDATE sequence_contacts c
+SET pinned = false, resend_text = NULL, resend_media_url = NULL,
+    status = r.status, stop_reason = r.stop_reason, last_error = coalesce(r.error, c.last_error),
+    finished_at = CASE WHEN r.status IN ('failed', 'stopped') THEN dripline_at(r.at) END,
+    trigger_kept = c.trigger_kept
+                   OR r.status IN ('failed', 'stopped') AND r.stop_reason IS DISTINCT FROM 'trigger removed'
+FROM (
+    SELECT c.id, v.at, v.error,
+           CASE WHEN c.processing_device_id IS NOT NULL THEN c.status
+                WHEN v.next = 'stopped' OR v.next = 'waiting' AND c.stop_reason IS NOT NULL THEN 'stopped'
+                WHEN v.next = 'failed' THEN 'failed'
+                ELSE 'active' END AS status,
+           CASE WHEN v.next = 'stopped' THEN coalesce(c.stop_reason, 'opted out') ELSE c.stop_reason END AS stop_reason
+    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::text[], $5::text[], $6::bigint[])
+         v(id, visit, generation, next, error, at)
+    JOIN sequence_contacts c ON c.id = v.id AND c.visit = v.visit AND c.generation = v.generation
+    WHERE (c.status = 'in_doubt' OR c.status = 'active' AND c.pinned)
+      AND NOT EXISTS (SELECT FROM message_ledger l WHERE l.enrolment_id = v.id AND l.visit = v.visit
+                      AND l.generation = v.generation AND l.outcome = 'in_doubt')) r
+WHERE c.id = r.id;
+
+-- name: suppress
+-- The gateway says that these recipients do not want messages.
+UPDATE leads l SET opted_out_at = dripline_at(s.at)
+FROM unnest($1::bigint[], $2::bigint[]) s(lead_id, at)
+WHERE l.id = s.lead_id AND l.opted_out_at IS NULL;
+
 -- name: lock_enrolments
 -- One at a time decides which attempt of a visit was the accepted one.
 SELECT count(*) FROM (
@@ -225,7 +264,8 @@ SELECT count(*) FROM (
 -- Accepted after the lease had ended: the row moves on if the visit is still that attempt's. What had failed by then
 -- comes back to life, unless the lead has entered the sequence anew.
 UPDATE sequence_contacts c
-SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false, held = false,
+SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
+        resend_text = NULL, resend_media_url = NULL, held = false,
     current_trigger = coalesce(a.next_trigger, c.current_trigger), next_trigger_time = dripline_at(a.due),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,

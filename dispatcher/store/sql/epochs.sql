@@ -1,11 +1,13 @@
 -- Who may act: leadership of the coordinator, epochs of coordinator and shards.
 
 -- name: take_leadership
--- Nothing comes back while another holder's leadership lasts.
+-- Nothing comes back while another holder's leadership lasts. One that lies further ahead than anybody renews was
+-- written before the database's clock stepped back, and has ended.
 INSERT INTO heartbeats AS h (name, holder, expires_at)
 VALUES ('coordinator', $1, clock_timestamp() + $2::double precision * interval '1 second')
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
     WHERE h.holder = excluded.holder OR h.expires_at < clock_timestamp()
+       OR h.expires_at > clock_timestamp() + 2 * $2::double precision * interval '1 second'
 RETURNING holder;
 
 -- name: current_leader
@@ -22,11 +24,12 @@ ON CONFLICT (name) DO UPDATE SET epoch = nextval('lease_tokens'), holder = exclu
 RETURNING epoch;
 
 -- name: beat
--- Somebody else's seat is taken over once that one's heartbeat has ended.
+-- Somebody else's seat is taken over once that one's heartbeat has ended, or lies ahead as no heartbeat can.
 INSERT INTO heartbeats AS h (name, holder, expires_at)
 VALUES ($1, $2, clock_timestamp() + $3::double precision * interval '1 second')
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
-    WHERE h.holder = excluded.holder OR h.expires_at < clock_timestamp();
+    WHERE h.holder = excluded.holder OR h.expires_at < clock_timestamp()
+       OR h.expires_at > clock_timestamp() + 2 * $3::double precision * interval '1 second';
 
 -- name: read_epoch
 -- The epoch in force, and the database's clock (wall) for the live clock's renewal.

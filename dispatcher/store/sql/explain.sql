@@ -30,6 +30,10 @@ SELECT d.name, d.health, d.health_cause, d.gateway_url, b.messages_hour, d.quota
        d.quota_per_day, b.current_processing, d.in_flight_max
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
 
+-- name: decisions
+SELECT at, actor, action, subject, detail FROM operator_log
+WHERE subject = ANY ($1::text[]) ORDER BY id DESC LIMIT 20;
+
 -- name: attempts
 -- Each half by its own index on the enrolment.
 SELECT l.reserved_at, l.accepted_at, l.step_trigger, l.attempt, l.outcome, l.error, d.name AS device

@@ -1,16 +1,22 @@
 -- Leases that ended without an outcome, and enrolments whose device cannot send.
 
 -- name: ended_leases
--- Over time, or of an incarnation that has been superseded. Only leased rows are read.
-SELECT c.id, c.lease_token AS token, c.lease_epoch AS epoch, c.visit, c.generation, c.retry_count AS retries,
-       d.shard_id AS shard, d.gateway_idempotent AS idempotent, dripline_us(c.lease_deadline_at) AS deadline_us,
-       e.epoch IS DISTINCT FROM c.lease_epoch AS superseded
+-- Over time, or of an incarnation that has been superseded: its epoch is nobody's. Only leased rows are read. What was
+-- on record as handed over may have left; what was not, surely has not.
+SELECT c.id, c.lease_token AS token, c.visit, c.generation, c.retry_count AS retries,
+       coalesce(substr(e.name, length('shard-') + 1)::integer, -1) AS shard,
+       d.gateway_idempotent AS idempotent, dripline_us(c.lease_deadline_at) AS deadline_us,
+       e.epoch IS NULL AND EXISTS (
+           SELECT FROM handovers h WHERE h.token = c.lease_token AND c.id = ANY (h.enrolments)) AS handed
 FROM sequence_contacts c
 JOIN devices d ON d.id = c.processing_device_id
-LEFT JOIN epochs e ON e.name = 'shard-' || d.shard_id
+LEFT JOIN epochs e ON e.epoch = c.lease_epoch
 WHERE c.processing_device_id IS NOT NULL
-  AND (c.processing_started_at < dripline_at($1::bigint) OR e.epoch IS DISTINCT FROM c.lease_epoch)
+  AND (c.processing_started_at < dripline_at($1::bigint) OR e.epoch IS NULL)
 LIMIT $2::bigint;
+
+-- name: handed_bodies
+SELECT bodies FROM handovers WHERE token = ANY ($1::bigint[]) ORDER BY handed_at;
 
 -- name: misplaced
 -- Waiting enrolments of devices that are left, and those without a device: never pinned ones, never strict senders.

@@ -1,7 +1,8 @@
 -- What a shard reads: its usage at takeover, its leases, and once more what is about to leave.
 
 -- name: load_usage
--- Ledger and leases in one snapshot: every attempt not proved unsent, an unknown one at its latest moment.
+-- Ledger and leases in one snapshot: every attempt not proved unsent, an unknown one at its latest moment. A lease
+-- counts when it was handed over, or when its owner may still do so.
 SELECT d.number, string_agg(timestamptz_send(u.at), '') AS at
 FROM devices d CROSS JOIN LATERAL (
     SELECT CASE WHEN l.outcome = 'in_doubt' THEN l.deadline_at ELSE l.reserved_at END AS at
@@ -9,7 +10,10 @@ FROM devices d CROSS JOIN LATERAL (
     WHERE l.device_id = d.id AND l.reserved_at > dripline_at($2::bigint)
       AND l.outcome NOT IN ('refused', 'throttled', 'expired', 'credentials', 'not_sent')
     UNION ALL
-    SELECT c.lease_deadline_at FROM sequence_contacts c WHERE c.processing_device_id = d.id) u
+    SELECT c.lease_deadline_at FROM sequence_contacts c
+    WHERE c.processing_device_id = d.id
+      AND (EXISTS (SELECT FROM epochs e WHERE e.epoch = c.lease_epoch)
+           OR EXISTS (SELECT FROM handovers h WHERE h.token = c.lease_token AND c.id = ANY (h.enrolments)))) u
 WHERE d.shard_id = $1
 GROUP BY d.number;
 
@@ -31,6 +35,8 @@ SELECT string_agg(int4send(d.number), '') AS device,
        string_agg(timestamptz_send(c.next_trigger_time), '') AS due,
        array_agg(c.contact_phone) AS phone,
        array_agg(c.current_trigger) AS step,
+       array_agg(c.resend_text) AS resend_text,
+       array_agg(c.resend_media_url) AS resend_media_url,
        array_agg(l.name) AS name,
        array_agg(nullif(l.attributes::text, '{}')) AS attributes
 FROM devices d
@@ -38,11 +44,16 @@ JOIN sequence_contacts c ON c.processing_device_id = d.id
 LEFT JOIN leads l ON l.id = c.lead_id
 WHERE d.shard_id = $1 AND c.lease_epoch = $2 AND c.lease_token = $3;
 
--- name: recheck
--- What may not leave after all, and why. Begins after every opt-out and pause that has committed.
-SELECT string_agg(int4send((x.n - 1)::integer), '') AS row, array_agg(x.reason) AS reason
-FROM (
-    SELECT u.n, CASE
+-- name: last_look
+-- What may not leave after all, and why. Begins after every opt-out and pause that has committed. What does leave is on
+-- record from here on, under an epoch that is in force: a takeover waits for this, and whoever comes later leaves
+-- nothing. $1 enrolments, $2 whether each has something to say, $3 token, $4 seat, $5 epoch, $6 now, $7 bodies.
+WITH fence AS MATERIALIZED (
+    SELECT count(*) AS held FROM (SELECT FROM epochs WHERE name = $4 AND epoch = $5 FOR SHARE) f
+),
+looked AS MATERIALIZED (
+    SELECT u.n, u.id, u.leaves, CASE
+        WHEN (SELECT held FROM fence) = 0 THEN 'superseded'
         WHEN c.id IS NULL THEN 'gone'
         WHEN l.id IS NULL THEN 'trigger removed'
         WHEN l.opted_out_at IS NOT NULL THEN 'opted out'
@@ -50,10 +61,16 @@ FROM (
         WHEN c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active)) THEN 'paused'
         WHEN c.pinned AND EXISTS (
             SELECT FROM message_ledger m WHERE m.enrolment_id = c.id AND m.visit = c.visit
-            AND m.generation = c.generation AND m.outcome = 'in_doubt' AND m.reserved_at < dripline_at($3::bigint))
+            AND m.generation = c.generation AND m.outcome = 'in_doubt' AND m.reserved_at < dripline_at($8::bigint))
             THEN 'key forgotten'
         END AS reason
-    FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY u(id, token, n)
-    LEFT JOIN sequence_contacts c ON c.id = u.id AND c.lease_token = u.token
-    LEFT JOIN leads l ON l.id = c.lead_id) x
-WHERE x.reason IS NOT NULL;
+    FROM unnest($1::bigint[], $2::boolean[]) WITH ORDINALITY u(id, leaves, n)
+    LEFT JOIN sequence_contacts c ON c.id = u.id AND c.lease_token = $3
+    LEFT JOIN leads l ON l.id = c.lead_id
+),
+recorded AS (
+    INSERT INTO handovers (token, shard_epoch, handed_at, enrolments, bodies)
+    SELECT $3, $5, dripline_at($6::bigint), array_agg(id), $7::bytea FROM looked WHERE reason IS NULL AND leaves
+    HAVING count(*) > 0
+)
+SELECT string_agg(int4send((n - 1)::integer), '') AS row, array_agg(reason) AS reason FROM looked WHERE reason IS NOT NULL;

@@ -1,0 +1,219 @@
+"""The ends of attempts: ledger and progress in one transaction a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from asyncpg.pgproto.pgproto import UUID
+
+from dispatcher.core.leases import Ends
+from dispatcher.store.session import Connection
+from dispatcher.store.statements import statements
+
+_AFTERWARDS: Final = {"rejected": "failed", "opted_out": "stopped"}
+"""What follows for an enrolment in doubt, by what its attempt turned out to be; otherwise it waits again."""
+
+
+async def write_ends(connection: Connection, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
+    """Write ``ends`` inside the connection's transaction; what is there already changes nothing.
+
+    Args:
+        epoch: the writer's, for attempts whose lease is gone.
+        deadline_us: how long after its slot a message may leave.
+    """
+    await _Ending(connection, now_us, epoch, deadline_us).write(ends)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    connection: Connection
+    now_us: int
+    epoch: int
+    deadline_us: int
+
+    async def write(self, ends: Ends) -> None:
+        accepted = np.array([outcome in ("accepted", "repeat") for outcome in ends.outcome], np.bool_)
+        if not accepted.all():
+            others = np.flatnonzero(~accepted)
+            if await self._end_others(ends.take(others)) < len(others):
+                await self._release(await self._record_late(ends.take(others[ends.handed[others]])))
+            refused = ends.device[[outcome == "credentials" for outcome in ends.outcome]]
+            if len(refused):
+                await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist())
+        good = ends if accepted.all() else ends.take(np.flatnonzero(accepted))
+        if not len(good):
+            return
+        good = await self._settle_doubt(good)
+        last = np.array([trigger is None for trigger in good.next_trigger], np.bool_)
+        moved = await self._advance(good.take(np.flatnonzero(~last))) if not last.all() else 0
+        if last.any():
+            moved += await self._finish(good.take(np.flatnonzero(last)))
+        if moved < len(good):
+            await self._accept_late(good)
+
+    async def _value(self, name: str, *arguments: object) -> int:
+        return int(await self.connection.fetchval(statements("complete")[name], *arguments))
+
+    async def _settle_doubt(self, good: Ends) -> Ends:
+        """Attempts before an accepted one that were in doubt become known with it; no other is a repetition."""
+        fresh = np.array([outcome == "accepted" for outcome in good.outcome], np.bool_)
+        again = np.flatnonzero((good.attempt > 1) | ~fresh)
+        if not len(again):
+            return good
+        part, fresh = good.take(again), fresh[again]
+        new, repeated = part.take(np.flatnonzero(fresh)), part.take(np.flatnonzero(~fresh))
+        credited = await self.connection.fetch(
+            statements("complete")["credit_doubt"],
+            *_visits(repeated),
+            repeated.at_us.tolist(),
+            repeated.message_id,
+            repeated.attempt.tolist(),
+        )
+        await self.connection.execute(statements("complete")["clear_doubt"], *_visits(new), new.attempt.tolist())
+        known = {row["enrolment_id"] for row in credited}
+        outcome = [
+            "repeat" if was == "repeat" and id_ in known else "accepted"
+            for was, id_ in zip(good.outcome, good.enrolment.tolist(), strict=True)
+        ]
+        return good.replace(outcome=outcome)
+
+    def _attempts(self, ends: Ends) -> tuple[object, ...]:
+        """What advance, finish and finish_later have in common."""
+        return (
+            ends.enrolment.tolist(),
+            ends.token.tolist(),
+            ends.at_us.tolist(),
+            ends.outcome,
+            ends.message_id,
+            _uuids(ends.key),
+            ends.attempt.tolist(),
+            ends.slot_us.tolist(),
+            ends.due_us.tolist(),
+            ends.step,
+            self.epoch,
+            self.deadline_us,
+        )
+
+    async def _advance(self, ends: Ends) -> int:
+        return await self._value("advance", *self._attempts(ends), ends.next_trigger, ends.next_due_us.tolist())
+
+    async def _finish(self, ends: Ends) -> int:
+        """Last steps, in lead order, a lead at most once a statement."""
+        await self.connection.execute("SELECT set_config('dripline.completing', 'on', true)")
+        done = 0
+        order = np.argsort(ends.lead, kind="stable")
+        while len(order):
+            fresh = np.ones(len(order), np.bool_)
+            fresh[1:] = ends.lead[order][1:] != ends.lead[order][:-1]
+            part = ends.take(order[fresh])
+            attempts = self._attempts(part)
+            moved = await self._value("finish", *attempts, part.lead.tolist())
+            if moved < len(part):
+                moved += await self._value("finish_later", *attempts)
+            done += moved
+            order = order[~fresh]
+        return done
+
+    async def _end_others(self, ends: Ends) -> int:
+        return await self._value(
+            "end_attempts",
+            ends.enrolment.tolist(),
+            ends.token.tolist(),
+            ends.outcome,
+            ends.error,
+            _uuids(ends.key),
+            ends.next,
+            ends.counted.tolist(),
+            ends.next_due_us.tolist(),
+            ends.pinned.tolist(),
+            self.now_us,
+            ends.text,
+            ends.media_url,
+        )
+
+    async def _record_late(self, ends: Ends) -> Ends:
+        """The ledger's part of attempts whose lease had ended; returns those that it did not know yet."""
+        attempts = (
+            ends.enrolment.tolist(),
+            ends.visit.tolist(),
+            ends.generation.tolist(),
+            ends.attempt.tolist(),
+        )
+        found = await self.connection.fetch(statements("complete")["known_attempts"], *attempts)
+        known = {row["row"]: row["outcome"] for row in found}
+        open_ = np.array([row for row in range(len(ends)) if known.get(row, "in_doubt") == "in_doubt"], np.intp)
+        late = ends.take(open_)
+        if not len(late):
+            return late
+        facts = (
+            late.enrolment.tolist(),
+            late.visit.tolist(),
+            late.generation.tolist(),
+            late.attempt.tolist(),
+            late.outcome,
+            late.at_us.tolist(),
+            late.message_id,
+            late.error,
+        )
+        await self.connection.execute(statements("complete")["learn"], *facts)
+        await self.connection.execute(
+            statements("complete")["record"],
+            *facts,
+            late.device.tolist(),
+            late.slot_us.tolist(),
+            late.due_us.tolist(),
+            _uuids(late.key),
+            late.step,
+            self.epoch,
+            self.deadline_us,
+        )
+        return late
+
+    async def _release(self, late: Ends) -> None:
+        """What the late end of an attempt that was not accepted means for an enrolment in doubt."""
+        opted_out = np.flatnonzero([outcome == "opted_out" for outcome in late.outcome])
+        if len(opted_out):
+            leads = late.lead[opted_out].tolist()
+            await self.connection.execute(statements("complete")["suppress"], leads, late.at_us[opted_out].tolist())
+        proof = late.take(np.flatnonzero([outcome != "in_doubt" for outcome in late.outcome]))
+        if len(proof):
+            await self.connection.execute(
+                statements("complete")["release_doubt"],
+                *_visits(proof),
+                [_AFTERWARDS.get(outcome, "waiting") for outcome in proof.outcome],
+                proof.error,
+                proof.at_us.tolist(),
+            )
+
+    async def _accept_late(self, ends: Ends) -> None:
+        """Accepted, but the lease had ended: advance where the visit is still that attempt's."""
+        visits = (ends.enrolment.tolist(), ends.visit.tolist(), ends.generation.tolist())
+        await self.connection.execute(statements("complete")["lock_enrolments"], visits[0])
+        rows = await self.connection.fetch(statements("complete")["accepted_visits"], *visits)
+        settled = {row["row"] for row in rows}
+        outcome = ["repeat" if row in settled else "accepted" for row in range(len(ends))]
+        late = await self._record_late(ends.replace(outcome=outcome))
+        if not len(late):
+            return
+        await self.connection.execute(
+            statements("complete")["advance_late"],
+            late.enrolment.tolist(),
+            late.visit.tolist(),
+            late.generation.tolist(),
+            late.at_us.tolist(),
+            late.next_trigger,
+            [
+                None if end is None else due
+                for end, due in zip(late.next_trigger, late.next_due_us.tolist(), strict=True)
+            ],
+        )
+
+
+def _uuids(keys: list[bytes]) -> list[UUID]:
+    return [UUID(key) for key in keys]
+
+
+def _visits(ends: Ends) -> tuple[list[int], list[int], list[int]]:
+    return ends.enrolment.tolist(), ends.visit.tolist(), ends.generation.tolist()

@@ -1,0 +1,322 @@
+"""The same tiny worlds on PostgreSQL and on its twin: what people do, the stores, and every table as plain values."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from dispatcher.core.graph import Step
+from dispatcher.core.moments import to_datetime
+from dispatcher.ports import CoordinatorStore, ShardStore
+from dispatcher.store.bodies import unpacked
+from dispatcher.store.connect import connect, open_pool
+from dispatcher.store.coordinator_store import PostgresCoordinatorStore
+from dispatcher.store.embedded import EmbeddedServer
+from dispatcher.store.shard_store import PostgresShardStore
+from dispatcher.store.stamp import stamp
+from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, MemoryShardStore
+
+START_US = 1_767_600_000_000_000
+STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point"}
+MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
+
+Tables = dict[str, list[tuple[Any, ...]]]
+
+
+class StoreWorld(Protocol):
+    """A database that people and stores work on. ``now_us`` is its clock, moved by the test."""
+
+    now_us: int
+
+    async def add_device(self, name: str, /, **columns: Any) -> int: ...
+    async def set_device(self, number: int, **columns: Any) -> None: ...
+    async def remove_device(self, number: int) -> None: ...
+    async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int: ...
+    async def set_sequence(self, sequence: int, **columns: Any) -> None: ...
+    async def remove_sequence(self, sequence: int) -> None: ...
+    async def edit_step(self, trigger: str, **columns: Any) -> None: ...
+    async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int: ...
+    async def set_lead(self, lead: int, **columns: Any) -> None: ...
+    async def delete_lead(self, lead: int) -> None: ...
+    async def lock_leads(self, leads: list[int]) -> None: ...
+    async def set_now(self, now_us: int) -> None: ...
+    def coordinator(self, holder: str = "one") -> CoordinatorStore: ...
+    def shard(self, shard: int = 0, holder: str = "one") -> ShardStore: ...
+    async def tables(self) -> Tables: ...
+
+
+class MemoryWorld:
+    """The twin."""
+
+    def __init__(self) -> None:
+        self.now_us = START_US
+        self.database = MemoryDatabase(lambda: self.now_us)
+
+    async def set_now(self, now_us: int) -> None:
+        self.now_us = now_us
+
+    async def add_device(self, name: str, /, **columns: Any) -> int:
+        return self.database.add_device(name, **columns)
+
+    async def set_device(self, number: int, **columns: Any) -> None:
+        self.database.set_device(number, **columns)
+
+    async def remove_device(self, number: int) -> None:
+        self.database.remove_device(number)
+
+    async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int:
+        return self.database.add_sequence(name, steps, **columns)
+
+    async def set_sequence(self, sequence: int, **columns: Any) -> None:
+        self.database.set_sequence(sequence, **columns)
+
+    async def remove_sequence(self, sequence: int) -> None:
+        self.database.remove_sequence(sequence)
+
+    async def edit_step(self, trigger: str, **columns: Any) -> None:
+        self.database.edit_step(trigger, **columns)
+
+    async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int:
+        return self.database.add_lead(phone, trigger, **columns)
+
+    async def set_lead(self, lead: int, **columns: Any) -> None:
+        self.database.set_lead(lead, **columns)
+
+    async def delete_lead(self, lead: int) -> None:
+        self.database.delete_lead(lead)
+
+    async def lock_leads(self, leads: list[int]) -> None:
+        self.database.locked_leads = set(leads)
+
+    def coordinator(self, holder: str = "one") -> CoordinatorStore:
+        return MemoryCoordinatorStore(self.database, holder)
+
+    def shard(self, shard: int = 0, holder: str = "one") -> ShardStore:
+        return MemoryShardStore(self.database, shard, holder)
+
+    async def tables(self) -> Tables:
+        base = self.database
+        records = [record for records in base.handovers.values() for record in records]
+        return {
+            "enrolments": [
+                (
+                    *(row.id, row.sequence, row.lead, row.phone, row.entry, row.step, row.due_us, row.enrolled_us),
+                    *(row.finished_us, row.home, row.status, row.visit, row.generation, row.attempt, row.retries),
+                    *((row.device.number, row.slot_us, row.deadline_us) if row.device else (None, None, None)),
+                    *((row.token, row.epoch) if row.device else (None, None)),
+                    *(row.pinned, row.held, row.trigger_kept, row.resend_text, row.resend_media_url),
+                    *(row.last_error, row.stop_reason),
+                )
+                for row in base.enrolments.values()
+            ],
+            "ledger": sorted(
+                (
+                    *(row.enrolment, row.visit, row.generation, row.attempt, row.outcome, row.sequence, row.lead),
+                    *(row.epoch, row.due_us, row.slot_us, row.deadline_us, row.accepted_us, row.device),
+                    *(UUID(bytes=row.key), row.step, row.message_id, row.error),
+                )
+                for row in base.ledger.rows
+            ),
+            "leads": [
+                (row.id, row.trigger, row.home_device_id, row.opted_in_us, row.opted_out_us)
+                for row in base.leads.values()
+            ],
+            "queue": [tuple(change) for change in base.queue],
+            "devices": [
+                (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
+            ],
+            "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
+            "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
+            "heartbeats": sorted(
+                (name, row.holder, row.expires_us > self.now_us) for name, row in base.heartbeats.items()
+            ),
+            "problems": sorted(base.problems.items()),
+            "entries": sorted(
+                (row.trigger, row.sequence, row.opened_us, row.scanned_to, row.scan_done)
+                for row in base.open_entries.values()
+            ),
+            "handovers": sorted(
+                (row.token, row.epoch, row.handed_us, sorted(row.said), sorted(row.said.items())) for row in records
+            ),
+        }
+
+
+TABLES = {
+    "enrolments": """
+        SELECT c.id, sequence_id, lead_id, contact_phone, entry_trigger, current_trigger,
+               dripline_us(next_trigger_time), dripline_us(enrolled_at), dripline_us(finished_at), c.home_device_id,
+               c.status, visit, generation, attempt, retry_count, d.number,
+               dripline_us(processing_started_at), dripline_us(lease_deadline_at), lease_token, lease_epoch,
+               pinned, held, trigger_kept, resend_text, resend_media_url, last_error, stop_reason
+        FROM sequence_contacts c LEFT JOIN devices d ON d.id = c.processing_device_id ORDER BY c.id""",
+    "ledger": """
+        SELECT enrolment_id, visit, generation, attempt, outcome, sequence_id, lead_id, shard_epoch,
+               dripline_us(due_at), dripline_us(reserved_at), dripline_us(deadline_at),
+               dripline_us(accepted_at), device_id, idempotency_key, step_trigger, gateway_message_id, error
+        FROM message_ledger ORDER BY 1, 2, 3, 4, outcome COLLATE "C" """,
+    "leads": """
+        SELECT id, trigger, home_device_id, dripline_us(opted_in_at), dripline_us(opted_out_at)
+        FROM leads ORDER BY id""",
+    "queue": "SELECT lead_id, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
+    "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
+    "quotas": """
+        SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
+        FROM device_quota_history h JOIN devices d ON d.id = h.device_id ORDER BY 1, 2, 3, 4""",
+    "epochs": 'SELECT name, epoch, holder FROM epochs ORDER BY name COLLATE "C"',
+    "heartbeats": 'SELECT name, holder, expires_at > clock_timestamp() FROM heartbeats ORDER BY name COLLATE "C"',
+    "problems": "SELECT sequence_id, problem FROM sequence_problems ORDER BY 1",
+    "entries": """
+        SELECT trigger, sequence_id, dripline_us(opened_at), scanned_to, scan_done
+        FROM open_entries ORDER BY trigger COLLATE "C" """,
+}
+
+
+class PostgresWorld:
+    """The real one."""
+
+    def __init__(self, connection: asyncpg.Connection, locker: asyncpg.Connection, pool: asyncpg.Pool) -> None:
+        self.now_us = START_US
+        self._connection, self._locker, self._pool = connection, locker, pool
+
+    async def set_now(self, now_us: int) -> None:
+        self.now_us = now_us
+        await self._connection.execute("UPDATE dripline_database SET clock = $1", to_datetime(now_us))
+
+    async def add_device(self, name: str, /, **columns: Any) -> int:
+        number = 1 + await self._connection.fetchval("SELECT coalesce(max(number), 0) FROM devices")
+        await self._insert("devices", name=name, **{"id": UUID(int=number), **columns})
+        return int(number)
+
+    async def set_device(self, number: int, **columns: Any) -> None:
+        await self._update("devices", "number", number, columns)
+
+    async def remove_device(self, number: int) -> None:
+        await self._connection.execute("DELETE FROM devices WHERE number = $1", number)
+
+    async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int:
+        async with self._connection.transaction():
+            id_ = await self._insert("sequences", name=name, **{"is_active": True, **columns})
+            for step in steps:
+                named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items()}
+                await self._insert("sequence_steps", sequence_id=id_, **named)
+        return int(id_)
+
+    async def set_sequence(self, sequence: int, **columns: Any) -> None:
+        await self._update("sequences", "id", sequence, columns)
+
+    async def remove_sequence(self, sequence: int) -> None:
+        await self._connection.execute("DELETE FROM sequences WHERE id = $1", sequence)
+
+    async def edit_step(self, trigger: str, **columns: Any) -> None:
+        named = {STEP_COLUMNS.get(column, column): value for column, value in columns.items()}
+        await self._update("sequence_steps", "trigger", trigger, named)
+
+    async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int:
+        return int(await self._insert("leads", phone=phone, trigger=trigger, **_lead_columns(columns)))
+
+    async def set_lead(self, lead: int, **columns: Any) -> None:
+        await self._update("leads", "id", lead, _lead_columns(columns))
+
+    async def delete_lead(self, lead: int) -> None:
+        await self._connection.execute("DELETE FROM leads WHERE id = $1", lead)
+
+    async def lock_leads(self, leads: list[int]) -> None:
+        if self._locker.is_in_transaction():
+            await self._locker.execute("ROLLBACK")
+        if leads:
+            await self._locker.execute("BEGIN")
+            await self._locker.execute("SELECT FROM leads WHERE id = ANY ($1::bigint[]) FOR UPDATE", leads)
+
+    def coordinator(self, holder: str = "one") -> CoordinatorStore:
+        return PostgresCoordinatorStore(self._pool, holder)
+
+    def shard(self, shard: int = 0, holder: str = "one") -> ShardStore:
+        return PostgresShardStore(self._pool, shard, holder)
+
+    async def tables(self) -> Tables:
+        found = {name: [tuple(row) for row in await self._connection.fetch(sql)] for name, sql in TABLES.items()}
+        records = await self._connection.fetch(
+            "SELECT token, shard_epoch, dripline_us(handed_at), enrolments, bodies FROM handovers"
+        )
+        found["handovers"] = sorted(
+            (
+                token,
+                epoch,
+                at_us,
+                sorted(enrolments),
+                sorted((id_, (text, url)) for id_, text, url in unpacked(bodies) if id_ in enrolments),
+            )
+            for token, epoch, at_us, enrolments, bodies in records
+        )
+        return found
+
+    async def _insert(self, table: str, **columns: Any) -> Any:
+        places = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
+        return await self._connection.fetchval(sql, *columns.values())
+
+    async def _update(self, table: str, key: str, id_: Any, columns: dict[str, Any]) -> None:
+        named = ", ".join(f"{column} = ${n}" for n, column in enumerate(columns, 2))
+        await self._connection.execute(f"UPDATE {table} SET {named} WHERE {key} = $1", id_, *columns.values())
+
+
+def _lead_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    named = {MOMENTS.get(column, column): value for column, value in columns.items()}
+    for column in MOMENTS.values():
+        if named.get(column) is not None:
+            named[column] = to_datetime(named[column])
+    if "attributes" in named:
+        named["attributes"] = json.dumps(named["attributes"])
+    return named
+
+
+@pytest.fixture
+async def new_postgres_world(
+    new_database: Callable[..., str], server: EmbeddedServer
+) -> AsyncIterator[Callable[[], Any]]:
+    """Makes worlds on PostgreSQL, each on a database of its own, dropped as soon as the next one is made."""
+    closing: list[Callable[[], Any]] = []
+
+    async def make() -> PostgresWorld:
+        await close()
+        url = await asyncio.to_thread(new_database)
+        connection, locker = await connect(url), await connect(url)
+        pool = await open_pool(url, size=1)
+        await stamp(connection, "rehearsal", clock_us=START_US)
+
+        async def drop() -> None:
+            pool.terminate()
+            await locker.close()
+            await connection.close()
+            admin = await connect(server.url("postgres"))
+            await admin.execute(f"DROP DATABASE {url.split('/')[3].split('?')[0]} WITH (FORCE)")
+            await admin.close()
+
+        closing.append(drop)
+        return PostgresWorld(connection, locker, pool)
+
+    async def close() -> None:
+        while closing:
+            await closing.pop()()
+
+    yield make
+    await close()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def store_world(request: pytest.FixtureRequest, new_postgres_world: Callable[[], Any]) -> StoreWorld:
+    """A world without anything in it, on either store."""
+    return MemoryWorld() if request.param == "memory" else await new_postgres_world()
+
+
+@pytest.fixture
+def new_memory_world() -> Callable[[], StoreWorld]:
+    """Makes worlds on the twin."""
+    return MemoryWorld
