@@ -16,4 +16,6 @@ watcher     progress on the screen
 memory      the peak of all processes
 examples    the built-in sequences
 gateway     a real HTTP gateway process for tests
+gateway_receipts  its log as receipts, so that one checker judges both worlds
+chaos       the live engine on the real stack through a storm of faults
 """

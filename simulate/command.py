@@ -16,6 +16,12 @@ from dispatcher.errors import InputError
 
 app = typer.Typer()
 
+_SCREEN_S = 5.0
+_WITH_CHAOS = frozenset({
+    "devices", "leads", "sequences", "shards", "json_file", "keep", "quiet", "data_dir",
+    "chaos", "chaos_strikes", "chaos_idempotent",
+})  # fmt: skip
+"""Parameters a chaos run honours."""
 
 Days = Annotated[float, typer.Option(min=0.001, max=3660, help="Virtual days at most; ends earlier when all is done.")]
 SequenceFiles = Annotated[
@@ -47,11 +53,27 @@ OwnDatabase = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")]
 ReceiptFile = Annotated[Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")]
+Chaos = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SEED",
+        help="Instead, run the live engine on Ray nodes and a gateway of its own through a storm of faults.",
+        show_default="a rehearsal",
+    ),
+]
+ChaosStrikes = Annotated[int, typer.Option(min=0, max=10_000, help="With --chaos: how many kills and cuts.")]
+ChaosGateway = Annotated[
+    bool,
+    typer.Option(
+        "--chaos-idempotent/--chaos-not-idempotent", help="With --chaos: whether the gateway honours idempotency keys."
+    ),
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded database for inspection (dripline db url).")]
 
 
 @app.command(name="simulate", epilog="Example: dripline simulate --leads 1000000 --days 4 --json run.json")
 def simulate(
+    context: typer.Context,
     devices: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many devices.")] = 3000,
     leads: Annotated[int, typer.Option(min=0, help="How many leads, each with at least one entry trigger.")] = 100_000,
     days: Days = 3.0,
@@ -71,14 +93,20 @@ def simulate(
     keep: Keep = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the verdict, by the exit status.")] = False,
     data_dir: DataDir = None,
+    chaos: Chaos = None,
+    chaos_strikes: ChaosStrikes = 30,
+    chaos_idempotent: ChaosGateway = True,
 ) -> None:
     """Rehearse on real PostgreSQL and real Ray with a mock sender, in virtual time, and check every invariant.
+
+    With --chaos: the live engine over real HTTP, while processes are killed and connections cut; judged by the gateway.
 
     Exit status 0 only if every invariant held; 1 if one did not; 2 for bad input.
     """
     from simulate.examples import builtin, load_all
 
     begun_s = time.monotonic()
+    _check_together(context, chaos is not None)
     given = load_all(sequences) if sequences else builtin()
     require_writable("--json", json_file, leads_csv, *(sequences or ()))
     require_writable("--receipts", receipts, leads_csv, *(sequences or ()))
@@ -88,9 +116,18 @@ def simulate(
         raise InputError("--map, --trigger, --region", "they say how to read --leads-csv", "give --leads-csv FILE too")
 
     from dispatcher.config import load_settings
-    from simulate.rehearsal import START, Plan
 
     settings = load_settings(data_dir=data_dir, database_url=None)
+    if chaos is not None:
+        from simulate.chaos.plan import ChaosPlan
+
+        sizes = {name: value for name, value in (("devices", devices), ("leads", leads), ("shards", shards))
+                 if _source(context, name) != "DEFAULT"}  # fmt: skip
+        stormy = ChaosPlan(given, chaos, strikes=chaos_strikes, idempotent=chaos_idempotent, **sizes)
+        _run_chaos(stormy, settings, json_file, keep=keep, quiet=quiet)
+        return
+    from simulate.rehearsal import START, Plan
+
     bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
     begin = START if start is None else start.replace(tzinfo=UTC)
     plan = Plan(given, devices, leads, days, shards, seed, tick, begin, bring_leads=bring)
@@ -106,6 +143,37 @@ def simulate(
 
         out.print(table(done.outcome))
     if not done.outcome.good:
+        raise typer.Exit(1)
+
+
+def _check_together(context: typer.Context, chaos: bool) -> None:
+    """Refuse flags that mean nothing to the kind of run that was asked for."""
+    for parameter in context.command.params:
+        flag = max(parameter.opts, key=len)
+        foreign = parameter.name not in _WITH_CHAOS if chaos else flag.startswith("--chaos-")
+        if foreign and _source(context, parameter.name or "") == "COMMANDLINE":
+            without, advice = ("a chaos run", "leave it out") if chaos else ("a rehearsal", "give --chaos SEED too")
+            raise InputError(flag, f"it means nothing to {without}", advice)
+
+
+def _source(context: typer.Context, name: str) -> str:
+    """Where a parameter's value comes from; by name, since typer carries a click of its own."""
+    source = context.get_parameter_source(name)
+    return "DEFAULT" if source is None else source.name
+
+
+def _run_chaos(plan: Any, settings: Any, json_file: Path | None, *, keep: bool, quiet: bool) -> None:
+    from actors.screen import Screen
+    from simulate.chaos.outcome import table
+    from simulate.chaos.run import run_chaos
+
+    with Screen(quiet, _SCREEN_S) as screen:
+        outcome = run(run_chaos(plan, settings.data_dir, keep=keep, screen=screen))
+    if json_file is not None:
+        json_file.write_text(json.dumps(outcome.as_json(), indent=2) + "\n", encoding="utf-8")
+    if not quiet:
+        out.print(table(outcome))
+    if not outcome.good:
         raise typer.Exit(1)
 
 

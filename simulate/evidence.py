@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
@@ -30,9 +31,9 @@ LEDGER: Final = np.dtype(
 _LEDGER_SQL: Final = """
 SELECT string_agg(uuid_send(l.idempotency_key) || int8send(l.enrolment_id) || timestamptz_send(l.due_at)
     || timestamptz_send(l.reserved_at) || timestamptz_send(coalesce(l.accepted_at, l.reserved_at))
-    || int4send(l.visit) || int4send(l.generation) || int4send(l.attempt) || int4send(d.number)
+    || int4send(l.visit) || int4send(l.generation) || int4send(l.attempt) || int4send(coalesce(d.number, 0))
     || int4send(array_position($1::text[], l.outcome)), '')
-FROM message_ledger l JOIN devices d ON d.id = l.device_id
+FROM message_ledger l LEFT JOIN devices d ON d.id = l.device_id
 WHERE l.reserved_at >= $2 AND l.reserved_at < $3
 """
 ENROLMENT: Final = np.dtype(
@@ -40,23 +41,34 @@ ENROLMENT: Final = np.dtype(
         ("id", ">i8"),
         ("lead", ">i8"),
         ("enrolled", ">i8"),
-        ("entry", ">i4"),
-        ("status", ">i4"),
+        ("due", ">i8"),  # NO_DUE when nothing is left to send
+        ("entry", ">i4"),  # 1 + place in Evidence.triggers; 0: unknown
+        ("step", ">i4"),  # the current one, coded as entry
+        ("status", ">i4"),  # 1 + place in STATUSES
         ("visit", ">i4"),
+        ("generation", ">i4"),
+        ("device", ">i4"),  # the home device's number; 0: none
         ("leased", ">i4"),
-        ("carries", ">i4"),
+        ("carries", ">i4"),  # whether the lead carries the entry trigger
     ]
 )
+QUOTA: Final = np.dtype([("device", "<i4"), ("from_us", "<i8"), ("per_hour", "<i4"), ("per_day", "<i4")])
+NO_DUE: Final = -(2**63)
+"""``due`` of an enrolment that has nothing left to send, as PostgreSQL sends ``-infinity``."""
 STATUSES: Final = ("active", "completed", "failed", "stopped", "in_doubt")
 _ENROLMENT_SQL: Final = """
 SELECT string_agg(int8send(c.id) || int8send(c.lead_id) || timestamptz_send(c.enrolled_at)
+    || timestamptz_send(coalesce(c.next_trigger_time, '-infinity'))
     || int4send(coalesce(array_position($1::text[], c.entry_trigger::text), 0))
-    || int4send(array_position($2::text[], c.status)) || int4send(c.visit)
-    || int4send((c.processing_device_id IS NOT NULL)::integer)
+    || int4send(coalesce(array_position($1::text[], c.current_trigger::text), 0))
+    || int4send(array_position($2::text[], c.status)) || int4send(c.visit) || int4send(c.generation)
+    || int4send(coalesce(d.number, 0)) || int4send((c.processing_device_id IS NOT NULL)::integer)
     || int4send(CASE WHEN l.trigger IS NULL THEN 0 WHEN l.trigger = c.entry_trigger THEN 1
                 ELSE EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) WHERE t.token = c.entry_trigger)::integer
                 END), '')
-FROM sequence_contacts c LEFT JOIN leads l ON l.id = c.lead_id
+FROM sequence_contacts c
+LEFT JOIN leads l ON l.id = c.lead_id
+LEFT JOIN devices d ON d.id = c.home_device_id
 WHERE c.id >= $3 AND c.id < $4
 """
 _MISSED_SQL: Final = """
@@ -70,60 +82,121 @@ WHERE l.trigger <> '' AND l.opted_out_at IS NULL
                 AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
                                 AND c.sequence_id = e.sequence_id AND c.status NOT IN ('active', 'in_doubt')))
 """
+_BY_HAND_SQL: Final = """
+SELECT DISTINCT l.enrolment_id, l.visit, l.generation
+FROM operator_log o
+JOIN message_ledger l ON l.enrolment_id = substr(o.subject, length('enrolment ') + 1)::bigint
+                     AND l.visit = (o.detail->>'visit')::integer AND o.detail->'attempts' @> to_jsonb(l.attempt)
+WHERE o.action = 'in-doubt resolve'
+"""
+_QUOTAS_SQL: Final = """
+SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
+FROM devices d JOIN device_quota_history h ON h.device_id = d.id
+"""
+_READY_SQL: Final = """
+SELECT number FROM devices
+WHERE health = 'available' AND shard_id IS NOT NULL AND least(quota_per_hour, quota_per_day, in_flight_max) > 0
+"""
 _CHUNK: Final = 500_000
+_2000_US: Final = 946_684_800_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything the checker may look at besides the receipts."""
+    """Everything the checker may look at besides the receipts. The defaults are those of a rehearsal.
+
+    What people did is the tester's own record, in the gateway's clock; spans are half-open, [from, to).
+    """
 
     ledger: NDArray[np.void]
+    """``LEDGER`` records; moments count from 2000, see ``stamps``."""
     enrolments: NDArray[np.void]
+    """``ENROLMENT`` records."""
     catalogue: Catalogue
+    """The one in force at the end."""
     outcomes: tuple[str, ...]
     """Outcome labels: ``ledger["outcome"]`` counts from 1."""
-    quotas: NDArray[np.int64]
-    """Per device number: the largest hour and day quota that held, shape (numbers, 2)."""
-    opted_out: dict[str, int]
-    """Opt-out moment by phone."""
+    quotas: NDArray[np.void]
+    """``QUOTA`` records: which limits held for a device from when on, until its next record."""
+    opted_out: Mapping[str, int]
+    """Opt-out moment by phone, of those that are still out."""
     missed: int
     """Leads that carry an open entry's trigger and never were enrolled by it."""
-    devices: dict[int, tuple[str, str]]
+    devices: Mapping[int, tuple[str, str]]
     """Id and name by number."""
     hour_s: float
+    earlier: tuple[Catalogue, ...] = ()
+    """Catalogues that held before: steps and delays are judged by whatever ever held."""
+    paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """By sequence id, when it was switched off."""
+    untriggered: Mapping[tuple[int, str], Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """By lead id and entry trigger, from when the engine had seen that it was taken off by hand, until it came back."""
+    retriggered: frozenset[tuple[int, str]] = frozenset()
+    """Lead ids and entry triggers that were put on again by hand: whether the lead carries it proves nothing."""
+    by_hand: frozenset[tuple[int, int, int]] = frozenset()
+    """(enrolment, visit, generation) of the visits that a person has settled: their word, not the gateway's."""
+    refresh_us: int = 0
+    """How long a changed quota may stay unnoticed: offers are held for a moment."""
+    look_us: int = 0
+    """The longest time from the beginning of a last look to the arrival; 0: what people do takes effect at slots."""
+    skew_us: int = 0
+    """How far the gateway's clock and business time may differ."""
+    drained: bool = True
+    """Whether the run came to rest: no lease is under way."""
+    now_us: int = 0
+    """Business time at the end."""
+    stuck_us: int | None = None
+    """What has been due for so long on an idle device is stuck; None: not judged."""
+    ready: frozenset[int] = frozenset()
+    """Numbers of the devices that could send at the end: available, with an owner and a quota."""
 
     def ledger_us(self, column: str) -> NDArray[np.int64]:
         """A moment column of the ledger as microseconds since 1970."""
         return moments(np.ascontiguousarray(self.ledger[column]).tobytes())
 
+    @property
+    def triggers(self) -> list[str]:
+        """The steps of every catalogue that held, those of the newest first."""
+        return known_triggers(self.catalogue, self.earlier)
 
-async def collect(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> Evidence:
-    """Read the evidence."""
+
+def known_triggers(catalogue: Catalogue, earlier: Sequence[Catalogue] = ()) -> list[str]:
+    """The steps' triggers that ``ENROLMENT`` codes count by."""
+    return list(dict.fromkeys(trigger for each in (catalogue, *earlier) for trigger in each.triggers))
+
+
+def stamps(moments_us: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Microseconds since 1970 as ``LEDGER`` and ``ENROLMENT`` hold them."""
+    return moments_us - _2000_US
+
+
+async def collect(
+    connection: asyncpg.Connection, outcomes: tuple[str, ...], earlier: tuple[Catalogue, ...] = ()
+) -> Evidence:
+    """Read the evidence; what only the tester knows is left at its defaults."""
     # Autovacuum may not have looked at tables that were filled within minutes.
     await connection.execute("ANALYZE leads, sequence_contacts, message_ledger")
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         catalogue = Catalogue.of(await read_sequences(connection))
-        quotas = await connection.fetch(
-            """SELECT d.number, max(h.quota_per_hour), max(h.quota_per_day)
-               FROM devices d JOIN device_quota_history h ON h.device_id = d.id GROUP BY d.number"""
-        )
-        limit = np.zeros((max((row[0] for row in quotas), default=0) + 1, 2), np.int64)
-        for number, hour, day in quotas:
-            limit[number] = hour, day
+        quotas = await connection.fetch(_QUOTAS_SQL)
         devices = await connection.fetch("SELECT number, id::text, name FROM devices")
         opted_out = await connection.fetch(
             "SELECT phone, dripline_us(opted_out_at) AS at FROM leads WHERE opted_out_at IS NOT NULL"
         )
         return Evidence(
             ledger=await _ledger(connection, outcomes),
-            enrolments=await _enrolments(connection, catalogue.triggers),
+            enrolments=await _enrolments(connection, known_triggers(catalogue, earlier)),
             catalogue=catalogue,
             outcomes=outcomes,
-            quotas=limit,
+            quotas=np.array([tuple(row) for row in quotas], QUOTA),
             opted_out={row["phone"]: row["at"] for row in opted_out},
             missed=await connection.fetchval(_MISSED_SQL),
             devices={row["number"]: (row["id"], row["name"]) for row in devices},
             hour_s=await connection.fetchval("SELECT hour_s FROM dripline_database"),
+            earlier=earlier,
+            by_hand=frozenset(tuple(row) for row in await connection.fetch(_BY_HAND_SQL)),
+            now_us=await connection.fetchval("SELECT dripline_us(dripline_now())"),
+            ready=frozenset(row["number"] for row in await connection.fetch(_READY_SQL)),
         )
 
 

@@ -4,12 +4,14 @@
 
 It judges by its own clock and appends one line per request to its log before the answer leaves, so the log is
 the truth about what arrived, whatever becomes of the caller. Started again on a log, it still knows its keys.
+With ``--storm`` its faults can be changed while it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -32,17 +34,22 @@ HEAD_BYTES: Final = 16 * 1024
 BODY_BYTES: Final = 1024 * 1024
 REASONS: Final = {200: "OK", 201: "Created", 400: "Bad Request", 409: "Conflict", 410: "Gone"}
 
+CLOSED: Final = 0
+SILENT: Final = -1
+"""Statuses of requests that get no answer: the connection is closed, or nothing happens any more."""
+
 REFUSING: Final = {
     "throttle": (429, "throttled", "throttled"),
     "refuse": (503, "refused", "not_accepted"),
     "reject": (422, "rejected", "invalid_recipient"),
     "opt_out": (422, "opted_out", "opted_out"),
-    "drop": (0, "dropped", ""),
+    "drop": (CLOSED, "dropped", ""),
 }
 """Faults before the message is taken: status (0: closed without an answer), what the log says, error code."""
 
-HIDING: Final = {"lost": 0, "5xx": 500, "garbage": 200}
-"""Faults that hide whether the message was taken: status. ``lost`` took it, half of the others did."""
+HIDING: Final = {"lost": CLOSED, "hang": SILENT, "5xx": 500, "garbage": 200}
+"""Faults that hide whether the message was taken: status. ``lost`` took it, half of the others did; ``hang`` says
+nothing and leaves the connection open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,10 @@ class Arrival:
     """What the gateway did: accepted, repeat, expired, throttled, over_limit, refused, rejected, opted_out,
     dropped, failed (not taken, and the answer does not say so) or malformed."""
     status: int
-    """The HTTP status that left; 0 when the connection was closed instead. It need not tell what was done."""
+    """The HTTP status that left; 0 when the connection was closed instead, -1 when nothing happened any more. It need
+    not tell what was done."""
+    not_after_us: int = 0
+    """``Not-After`` in microseconds since 1970; 0 without one."""
 
 
 def read_log(path: Path) -> list[Arrival]:
@@ -88,13 +98,22 @@ class Gateway:
         faults: probability by fault name, of ``REFUSING`` and ``HIDING``.
         idempotent: whether a repeated key is answered 409; otherwise it is taken again.
         window_s, limit: a device may have ``limit`` messages accepted in any ``window_s``; 0: no limit.
+        storm: a file with other faults, in the words of ``--fail``; read again whenever it changes.
     """
 
     def __init__(
-        self, log: Path, seed: int, faults: Mapping[str, float], idempotent: bool, window_s: float, limit: int
+        self,
+        log: Path,
+        seed: int,
+        faults: Mapping[str, float],
+        idempotent: bool,
+        window_s: float,
+        limit: int,
+        storm: Path | None = None,
     ) -> None:
         self._seed, self._faults, self._idempotent = seed, faults, idempotent
         self._window_s, self._limit = window_s, limit
+        self._storm, self._storm_version = storm, (0, 0)
         self._seen: Counter[str] = Counter()
         self._accepted: dict[str, str] = {}
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -105,7 +124,8 @@ class Gateway:
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> bytes | None:
-        """The bytes of the answer to one ``POST``; None to close the connection without one."""
+        """The bytes of the answer to one ``POST``, empty when it gets none; None to close the connection instead."""
+        self._look_at_storm()
         now = time.time()
         try:
             message, not_after = _parse_message(path, headers, body)
@@ -115,15 +135,27 @@ class Gateway:
         self._seen[key] += 1
         did, status, said = self._judge(message, not_after, now)
         digest = hashlib.sha256(message["text"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        self._write(Arrival(now, message["device_id"], message["to"], key, digest, did, status))
-        if status == 0:
+        not_after_us = round(not_after * 1e6) if math.isfinite(not_after) else 0
+        self._write(Arrival(now, message["device_id"], message["to"], key, digest, did, status, not_after_us))
+        if status == CLOSED:
             return None
+        if status == SILENT:
+            return b""
         return _response(status, b"<html>" if status == 200 else json.dumps(said).encode())
 
     def malformed(self) -> bytes:
         """The answer to a request that breaks the contract; what it was meant to be cannot be logged."""
         self._write(Arrival(time.time(), "", "", "", "", "malformed", 400))
         return _response(400, b"the request breaks the contract")
+
+    def _look_at_storm(self) -> None:
+        if self._storm is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            found = self._storm.stat()
+            version = (found.st_ino, found.st_mtime_ns)
+            if version != self._storm_version:
+                self._faults, self._storm_version = _faults(self._storm.read_text().strip()), version
 
     def _judge(self, message: Mapping[str, Any], not_after: float, now: float) -> tuple[str, int, Any]:
         device, key = message["device_id"], message["idempotency_key"]
@@ -210,6 +242,8 @@ class Connection(asyncio.Protocol):
         if answer is None:
             self._transport.abort()
             return
+        if not answer:
+            return
         self._transport.write(answer)
         if close:
             self._transport.close()
@@ -229,7 +263,7 @@ class GatewayProcess:
     """
 
     def __init__(self, log: Path, *options: str, port: int = 0) -> None:
-        self.log = log
+        self.log, self.options = log, options
         command = [sys.executable, "-m", "simulate.gateway", "--port", str(port), "--log", str(log), *options]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
@@ -320,7 +354,7 @@ def _response(status: int, body: bytes) -> bytes:
 
 def _faults(text: str) -> dict[str, float]:
     faults = {}
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         name, _, share = part.partition("=")
         if name not in REFUSING and name not in HIDING:
             raise argparse.ArgumentTypeError(f"unknown fault {name!r}; known: {', '.join((*REFUSING, *HIDING))}")
@@ -359,9 +393,12 @@ def main() -> None:
     parser.add_argument("--not-idempotent", action="store_true", help="take a repeated key again")
     parser.add_argument("--window-s", type=float, default=0.0, help="length of an hour for --limit; 0: no limit")
     parser.add_argument("--limit", type=int, default=100, help="messages a device may have accepted in any such hour")
+    parser.add_argument("--storm", type=Path, metavar="FILE", help="what --fail says, and may say anew at any time")
     given = parser.parse_args()
     try:
-        gateway = Gateway(given.log, given.seed, given.fail, not given.not_idempotent, given.window_s, given.limit)
+        gateway = Gateway(
+            given.log, given.seed, given.fail, not given.not_idempotent, given.window_s, given.limit, given.storm
+        )
         asyncio.run(_serve(gateway, given.port, given.latency_ms / 1000))
     except (OSError, InputError) as error:
         parser.error(str(error))

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ RECEIPT: Final = np.dtype(
         ("phone", "S16"),
         ("key", "V16"),
         ("answer", "i1"),  # core.outcomes.Outcome
+        ("body", "<u4"),  # checksum of what the message says
     ]
 )
 COLUMNS: Final = (
@@ -154,6 +156,11 @@ class Receipts:
         stamp = pa.timestamp("us", tz="UTC")  # type: ignore[attr-defined]
         kinds = [stamp, stamp, coded, coded, pa.string(), coded, coded, pa.int32(), pa.string(), coded]  # type: ignore[attr-defined]
         return pa.schema(list(zip(COLUMNS, kinds, strict=True)))  # type: ignore[attr-defined]
+
+
+def body_sum(text: str, media_url: str | None) -> int:
+    """The checksum of a message's body."""
+    return crc32(f"{text}\0{media_url or ''}".encode())
 
 
 def _uuid_text(key: bytes) -> str:

@@ -43,6 +43,8 @@ class Requests:
     phone: NDArray[np.bytes_]
     key: bytes
     """All keys, 16 bytes each."""
+    body: NDArray[np.uint32]
+    """Checksums of what the messages say."""
     step: Int32s
     """Index into ``steps``."""
     steps: list[tuple[str, str]]
@@ -83,7 +85,7 @@ class Referee:
         receipts["slot_us"], receipts["device"] = requests.slot_us, requests.device
         receipts["visit"], receipts["attempt"] = requests.visit, requests.attempt
         receipts["phone"], receipts["step"] = requests.phone, codes[requests.step]
-        receipts["key"] = np.frombuffer(requests.key, "V16")
+        receipts["key"], receipts["body"] = np.frombuffer(requests.key, "V16"), requests.body
         draws = self._draws(requests, keys_of_steps[requests.step])
         behaviour = self._behaviour
         latency_s = behaviour.latency_min_s + draws[0] * (behaviour.latency_max_s - behaviour.latency_min_s)

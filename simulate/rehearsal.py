@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ async def rehearse(
         spool = Path(scratch) / "receipts.bin"
         played = await _play(plan, settings, url, spool, reset, phases)
         receipts = read(spool, played.steps)
-        evidence = await _evidence(url)
+        evidence = await _evidence(url, settings)
         violations = await asyncio.to_thread(check, receipts, evidence)
         figures = await _figures(url, plan, settings, receipts, evidence)
         phases.begin("done")
@@ -230,10 +230,10 @@ async def _expected_sends(connection: asyncpg.Connection) -> int:
     )
 
 
-async def _evidence(url: str) -> Evidence:
+async def _evidence(url: str, settings: Settings) -> Evidence:
     connection = await connect(url, application_name="dripline checker")
     try:
-        return await collect(connection, _LABELS)
+        return replace(await collect(connection, _LABELS), stuck_us=settings.hours_us(1))
     finally:
         await connection.close()
 

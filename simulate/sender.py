@@ -12,6 +12,7 @@ from dispatcher.core.batches import Outcomes, Outgoing
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.outcomes import Outcome
 from dispatcher.ports import Sender
+from simulate.receipts import body_sum
 from simulate.referee import Answers, Requests
 
 
@@ -36,6 +37,7 @@ class RefereeSender:
             attempt=batch.attempt,
             phone=np.array(batch.to, "S16"),
             key=b"".join(batch.key),
+            body=np.fromiter(map(body_sum, batch.text, batch.media_url), np.uint32, len(batch)),
             step=np.fromiter((code[trigger] for trigger in batch.step), np.int32, len(batch)),
             steps=steps,
         )

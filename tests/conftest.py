@@ -24,9 +24,7 @@ ROOM_BYTES = 4 << 30
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer]:
     """A running server; in memory where there is room, since creating a database is forty times faster there."""
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM_BYTES
-    data_dir = Path(tempfile.mkdtemp(prefix="dl-", dir=MEMORY if roomy else None))
-    data_dir.chmod(0o711)
+    data_dir = _new_directory()
     embedded = EmbeddedServer(data_dir, shared_buffers_mb=64)
     try:
         embedded.start()
@@ -36,6 +34,14 @@ def server() -> Iterator[EmbeddedServer]:
     finally:
         embedded.stop()
         shutil.rmtree(data_dir)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty directory for a server of its own: under a short path, and in memory where there is room."""
+    directory = _new_directory()
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +81,13 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     opened = await connect(database_url)
     yield opened
     await opened.close()
+
+
+def _new_directory() -> Path:
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM_BYTES
+    directory = Path(tempfile.mkdtemp(prefix="dl-", dir=MEMORY if roomy else None))
+    directory.chmod(0o711)
+    return directory
 
 
 async def _execute(url: str, sql: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,12 +80,10 @@ async def test_parameters_of_libpq_itself_do_no_harm(database_url):
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
+def data_dir(place: Path) -> Iterator[Path]:
     """A directory for a server of its own, which is stopped at the end."""
-    directory = Path(tempfile.mkdtemp(prefix="dl-"))
-    yield directory
-    EmbeddedServer(directory).stop()
-    shutil.rmtree(directory)
+    yield place
+    EmbeddedServer(place).stop()
 
 
 def start(data_dir: Path) -> str:

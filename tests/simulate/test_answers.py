@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from dispatcher.core.outcomes import Outcome
 from simulate.referee import Behaviour
 from simulate.rehearsal import Rehearsed
@@ -24,8 +26,8 @@ FROM message_ledger GROUP BY 1, 2
 """
 
 
-def rehearse(world: Any, **shares: float) -> Rehearsed:
-    done = world.rehearse(devices=60, leads=LEADS, days=10, behaviour=Behaviour(**shares))
+def rehearse(world: Any, shards: int = 1, **shares: float) -> Rehearsed:
+    done = world.rehearse(devices=60, leads=LEADS, days=10, shards=shards, behaviour=Behaviour(**shares))
     assert done.outcome.good, done.outcome.violations
     return done
 
@@ -48,6 +50,7 @@ def conserve(world: Any, done: Rehearsed) -> None:
         assert row["keys"] == row["devices"] == 1
 
 
+@pytest.mark.slow
 def test_a_rejected_message_fails_its_enrolment_and_keeps_the_trigger(world):
     done = rehearse(world, rejected=0.1)
     conserve(world, done)
@@ -60,6 +63,7 @@ def test_a_rejected_message_fails_its_enrolment_and_keeps_the_trigger(world):
         assert failed or row["visit"] == 4
 
 
+@pytest.mark.slow
 def test_throttled_and_refused_messages_are_sent_later(world):
     done = rehearse(world, throttled=0.1, refused=0.1)
     conserve(world, done)
@@ -85,6 +89,6 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_key(world):
 
 
 def test_all_of_it_at_once(world):
-    done = rehearse(world, rejected=0.05, throttled=0.05, refused=0.05, lost=0.05)
+    done = rehearse(world, shards=2, rejected=0.05, throttled=0.05, refused=0.05, lost=0.05)
     conserve(world, done)
     assert done.outcome.completed + done.outcome.failed == done.outcome.enrolled

@@ -20,6 +20,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from dispatcher.cli.main import main
 from dispatcher.store.connect import connect
 from dispatcher.store.stamp import require_live
 from simulate.receipts import COLUMNS
@@ -175,14 +176,22 @@ def test_a_live_database_is_never_touched(place, database_url):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input_is_one_clear_line_and_nothing_is_started(place, arguments, said):
+def test_bad_input_is_one_clear_line_and_nothing_is_started(place, monkeypatch, capsys, arguments, said):
     (place.path / "leads.csv").write_text("name,mobile\nAnn,+60 12-345 6789\n")
     (place.path / "cycle.yaml").write_text(CYCLE)
-    done = place.simulate("--quiet", "--json", "out.json", *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    monkeypatch.chdir(place.path)
+    monkeypatch.setenv("HOME", str(place.path))
+    monkeypatch.setattr(tempfile, "tempdir", str(place.path))
+    monkeypatch.setattr(sys, "argv", ["dripline", "simulate", "--quiet", "--json", "out.json", *arguments])
+    for name in os.environ.keys() - place.environment.keys():
+        monkeypatch.delenv(name)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, error = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert error.startswith("error: ")
+    assert said in error
+    assert len(error.splitlines()) == 1
     assert place.left() == {"leads.csv", "cycle.yaml"}
 
 

@@ -59,12 +59,13 @@ async def three_hundred(connection: asyncpg.Connection) -> int:
 @pytest.fixture
 def narrow(world):
     """300 leads x 3 steps over 10 devices with 10 an hour and 25 a day: both limits bind."""
-    done = world.rehearse(devices=10, days=30, quota_per_hour=10, quota_per_day=25, bring_leads=three_hundred)
+    done = world.rehearse(devices=10, shards=1, days=30, quota_per_hour=10, quota_per_day=25, bring_leads=three_hundred)
     assert done.outcome.good
     assert done.outcome.completed == 300
     return done
 
 
+@pytest.mark.slow
 def test_after_a_run_the_database_tells_the_same_story(world, narrow):
     highest = world.rows(QUOTAS)[0]
     assert (highest["hour"], highest["day"]) == (10, 25)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,15 +21,12 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 
 
 @pytest.fixture
-def live() -> Iterator[EmbeddedServer]:
+def live(place: Path) -> Iterator[EmbeddedServer]:
     """A running server with a live database."""
-    directory = Path(tempfile.mkdtemp(prefix="dl-"))
-    directory.chmod(0o711)
-    server = EmbeddedServer(directory / "data")
+    server = EmbeddedServer(place / "data")
     asyncio.run(_make_live(server.start()))
     yield server
     server.stop()
-    shutil.rmtree(directory)
 
 
 async def _make_live(url: str) -> None:
@@ -41,9 +36,9 @@ async def _make_live(url: str) -> None:
     await connection.close()
 
 
-def test_what_a_killed_rehearsal_left_is_ended_and_removed_by_the_next():
-    directory = Path(tempfile.mkdtemp(prefix="dl-"))
-    directory.chmod(0o711)
+def test_what_a_killed_rehearsal_left_is_ended_and_removed_by_the_next(place):
+    directory = place / "data"
+    directory.mkdir(mode=0o711)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     left = EmbeddedServer(directory / f"scratch-{gone.pid}")

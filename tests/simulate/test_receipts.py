@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dispatcher.core.outcomes import Outcome
-from simulate.receipts import COLUMNS, RECEIPT, Receipts, read
+from simulate.receipts import COLUMNS, RECEIPT, Receipts, body_sum, read
 
 STEPS = [("Fitness", "fitness_start"), ("Crypto", "crypto_welcome")]
 DEVICES = {3: ("id-of-three", "sim-b"), 8: ("id-of-eight", "sim-a")}
@@ -18,9 +18,9 @@ NAMES = {3: "sim-b", 8: "sim-a"}
 START_US = 1_767_571_200_000_000
 KEY = bytes(range(16))
 ROWS = [
-    (START_US + 5_000_000, START_US + 5_250_000, 3, 0, 1, 1, b"999100000001", KEY, Outcome.ACCEPTED),
-    (START_US, START_US + 1, 3, 1, 2, 1, b"999100000003", KEY, Outcome.REJECTED),
-    (START_US, START_US + 2, 8, 0, 1, 2, b"999100000002", KEY, Outcome.REPEAT),
+    (START_US + 5_000_000, START_US + 5_250_000, 3, 0, 1, 1, b"999100000001", KEY, Outcome.ACCEPTED, 7),
+    (START_US, START_US + 1, 3, 1, 2, 1, b"999100000003", KEY, Outcome.REJECTED, 7),
+    (START_US, START_US + 2, 8, 0, 1, 2, b"999100000002", KEY, Outcome.REPEAT, 7),
 ]
 UUID_TEXT = "00010203-0405-0607-0809-0a0b0c0d0e0f"
 DAY = datetime(2026, 1, 5, tzinfo=UTC)
@@ -87,3 +87,9 @@ def test_the_hash_knows_what_happened_but_no_generated_id(receipts):
 def test_a_file_is_read_as_it_was_written(receipts, tmp_path):
     (tmp_path / "receipts.bin").write_bytes(receipts.rows.tobytes())
     assert read(tmp_path / "receipts.bin", STEPS).rows.tolist() == receipts.rows.tolist()
+
+
+def test_the_sum_of_a_body_tells_text_and_media_apart():
+    bodies = [("Hi Ann", None), ("Hi Ann", "http://x/a"), ("Hi Annhttp://x/a", None), ("Hi Bo", None)]
+    assert len({body_sum(*body) for body in bodies}) == len(bodies)
+    assert body_sum("Hi Ann", None) == body_sum("Hi Ann", "")

@@ -19,6 +19,7 @@ def test_a_seed_decides_everything(world):
     assert sha256(seed=2) != first
 
 
+@pytest.mark.slow
 def test_trust_that_runs_out_costs_neither_messages_nor_virtual_time(world):
     """Renewed by heartbeat alone, hundreds of ticks would go by without a slot."""
     done = world.rehearse(devices=20, leads=200, days=4, settings={"trust_s": 0.2})

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 import asyncpg
+import pytest
 
 from dispatcher.intake.unmatched import Unmatched, find_unmatched
 from dispatcher.store.connect import connect
@@ -39,8 +40,9 @@ async def unmatched(url: str) -> list[Unmatched]:
         await connection.close()
 
 
+@pytest.mark.slow
 def test_only_exact_tokens_enrol_and_the_rest_is_listed(world):
-    done = world.rehearse(devices=50, days=5, bring_leads=two_thousand)
+    done = world.rehearse(devices=50, shards=1, days=5, bring_leads=two_thousand)
     assert done.outcome.good
     entered = Counter(
         (row["phone"], row["entry_trigger"])

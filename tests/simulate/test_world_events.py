@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dispatcher.core.moments import span_us
 from simulate.driver import Progress
 from simulate.rehearsal import Rehearsed
@@ -37,6 +39,7 @@ def slots(done: Rehearsed, sequence: str) -> list[int]:
     return sorted(rows["slot_us"][[step in steps for step in rows["step"].tolist()]].tolist())
 
 
+@pytest.mark.slow
 def test_a_paused_sequence_is_silent_until_it_is_resumed(world):
     acts = Acts(world, {PAUSE: (SET_ACTIVE, False), RESUME: (SET_ACTIVE, True)})
     done = world.rehearse(acts, devices=DEVICES, leads=LEADS, days=5, tick_s=15.0)
@@ -75,6 +78,7 @@ def test_an_opt_out_stops_a_lead_for_good(world):
     assert (states[0]["count"], states[1]["count"]) == (done.outcome.completed, done.outcome.stopped)
 
 
+@pytest.mark.slow
 def test_a_trigger_taken_off_by_hand_stops_its_enrolment_only(world):
     take_off = """WITH off AS (UPDATE leads SET trigger = dripline_without(trigger, 'fitness_start')
         WHERE trigger LIKE '%fitness_start%' AND trigger LIKE '%crypto_welcome%' RETURNING 1)

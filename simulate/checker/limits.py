@@ -1,0 +1,143 @@
+"""Rules 3 and 4: quotas by arrival, and nothing after people have said stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from dispatcher.core.batches import Indices, Int64s
+from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
+from simulate.checker.breaches import Breach
+from simulate.checker.matched import Flags, Matched
+
+_FREE: Final = np.array([outcome in PROVED_UNSENT for outcome in Outcome])
+"""By outcome, whether the gateway took nothing, and said so or knows it."""
+
+
+def judge(matched: Matched) -> list[Breach]:
+    """What was over a quota, and what was not wanted any more."""
+    return [*_over_quotas(matched), *_unwanted(matched)]
+
+
+def _over_quotas(matched: Matched) -> list[Breach]:
+    columns = matched.rows
+    rows = np.flatnonzero(~_FREE[columns["answer"]])
+    rows = rows[_by_device(columns["device"][rows], columns["arrived_us"][rows])]
+    device, arrived_us = columns["device"][rows], columns["arrived_us"][rows]
+    per_hour, per_day = _limits(matched, device, columns["slot_us"][rows])
+    hour_us = round(matched.evidence.hour_s * 1e6)
+    hour = _over(device, arrived_us, per_hour, hour_us)
+    day = _over(device, arrived_us, per_day, 24 * hour_us)
+    return [
+        Breach(3, "over_hour", "over the hour's quota", "receipts", rows[hour]),
+        Breach(3, "over_day", "over the day's quota", "receipts", rows[day]),
+    ]
+
+
+def _by_device(device: Int64s, arrived_us: Int64s) -> Indices:
+    """Sorts by device, then arrival; as one number where that fits, which is much faster."""
+    since_us = arrived_us - arrived_us.min(initial=2**62)
+    span = int(since_us.max(initial=0)) + 1
+    if span * (int(device.max(initial=0)) + 1) < 2**63:
+        return np.argsort(device * span + since_us)
+    return np.lexsort((since_us, device))
+
+
+def _over(device: Int64s, arrived_us: Int64s, quota: Int64s, window_us: int) -> Flags:
+    """Arrivals that had ``quota`` others of their device within the window before them."""
+    earlier = np.arange(len(device)) - quota
+    found = earlier >= 0
+    earlier[~found] = 0
+    found &= (device[earlier] == device) & (arrived_us - arrived_us[earlier] < window_us)
+    return found
+
+
+def _limits(matched: Matched, device: Int64s, slot_us: Int64s) -> tuple[Int64s, Int64s]:
+    """Hour and day quota of each slot: the largest that held between the last refresh and the slot.
+
+    Args:
+        device: ascending.
+    """
+    quotas = matched.evidence.quotas
+    quotas = quotas[np.lexsort((quotas["from_us"], quotas["device"]))]
+    top = int(max(device.max(initial=0), quotas["device"].max(initial=0))) + 1
+    by_device = np.zeros((2, top), np.int64)
+    by_device[:, quotas["device"]] = quotas["per_hour"], quotas["per_day"]
+    per_hour, per_day = by_device[0][device], by_device[1][device]
+    starts = np.searchsorted(quotas["device"], np.arange(top + 1))
+    for number in np.flatnonzero(np.diff(starts) > 1).tolist():
+        history = quotas[starts[number] : starts[number + 1]]
+        rows = slice(*np.searchsorted(device, (number, number + 1)))
+        held_to_us = np.append(history["from_us"][1:], 2**62)
+        from_us = np.append(-(2**62), history["from_us"][1:])
+        slot = slot_us[rows, None]
+        held = (from_us <= slot) & (held_to_us > slot - matched.evidence.refresh_us)
+        per_hour[rows] = np.where(held, history["per_hour"], 0).max(axis=1, initial=0)
+        per_day[rows] = np.where(held, history["per_day"], 0).max(axis=1, initial=0)
+    return per_hour, per_day
+
+
+def _unwanted(matched: Matched) -> list[Breach]:
+    """Requests whose last look must have begun when people had already said stop."""
+    opted_out = np.flatnonzero(_after_opt_out(matched))
+    return [
+        Breach(4, "after_opt_out", "after the lead's opt-out", "receipts", opted_out),
+        Breach(4, "after_opt_out", "while the sequence was paused", "receipts", np.flatnonzero(_while_paused(matched))),
+        Breach(4, "after_opt_out", "after the trigger was taken off", "receipts", _without_trigger(matched)),
+    ]
+
+
+def _looks(matched: Matched) -> tuple[Int64s, Int64s]:
+    """The span in which each receipt's last look began; in a rehearsal its slot stands for both ends."""
+    columns, look_us = matched.rows, matched.evidence.look_us
+    if look_us:
+        return columns["arrived_us"] - look_us, columns["arrived_us"]
+    return columns["slot_us"], columns["slot_us"]
+
+
+def _after_opt_out(matched: Matched) -> Flags:
+    opted_out = matched.evidence.opted_out
+    phone = matched.receipts.rows["phone"]
+    if not opted_out:
+        return np.zeros(len(phone), np.bool_)
+    phones = np.array(sorted(text.encode() for text in opted_out), "S16")
+    moments_us = np.array([opted_out[text.decode()] for text in phones.tolist()], np.int64)
+    place = np.minimum(np.searchsorted(phones, phone), len(phones) - 1)
+    concerned: Flags = phones[place] == phone
+    return concerned & (_looks(matched)[0] > moments_us[place])
+
+
+def _within(spans: Sequence[tuple[int, int]], first_us: Int64s, last_us: Int64s) -> Flags:
+    """Whether whatever moment between the two it was, it lay in one of ``spans``."""
+    found = np.zeros(len(first_us), np.bool_)
+    for from_us, to_us in spans:
+        found |= (first_us >= from_us) & (last_us < to_us)
+    return found
+
+
+def _while_paused(matched: Matched) -> Flags:
+    found = np.zeros(len(matched.visit), np.bool_)
+    owner = np.array([matched.paths.sequence.get(trigger, 0) for _, trigger in matched.receipts.steps] or [0])
+    for sequence, spans in matched.evidence.paused.items():
+        rows = np.flatnonzero((owner == sequence)[matched.receipts.rows["step"]])
+        first_us, last_us = _looks(matched)
+        found[rows] |= _within(spans, first_us[rows], last_us[rows])
+    return found
+
+
+def _without_trigger(matched: Matched) -> Indices:
+    untriggered, enrolments = matched.evidence.untriggered, matched.evidence.enrolments
+    if not untriggered or not len(enrolments):
+        return np.zeros(0, np.intp)
+    rows = np.flatnonzero(matched.known)
+    rows = rows[matched.place[matched.visit[rows]] >= 0]
+    enrolment = enrolments[matched.place[matched.visit[rows]]]
+    first_us, last_us = (part[rows] for part in _looks(matched))
+    found = np.zeros(len(rows), np.bool_)
+    for (lead, trigger), spans in untriggered.items():
+        code = matched.paths.index.get(trigger, -1) + 1
+        theirs = np.flatnonzero((enrolment["lead"] == lead) & (enrolment["entry"] == code))
+        found[theirs] |= _within(spans, first_us[theirs], last_us[theirs])
+    return rows[found]

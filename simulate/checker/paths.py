@@ -1,0 +1,69 @@
+"""The steps of every catalogue that held, on one index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatcher.core.batches import Indices, Int64s
+from simulate.evidence import Evidence
+
+_END, _ELSEWHERE, _ABSENT = -1, -2, -3
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where steps may lead. Steps are places in ``triggers``; -1, one that nobody knows, is the last entry."""
+
+    index: dict[str, int]
+    following: list[Int64s]
+    """Per version: the next step by step; negative where none follows or the version lacks the step."""
+    delay_us: Int64s
+    """The least delay after each step."""
+    entry: NDArray[np.bool_]
+    """Whether a step ever was an entry."""
+    usable: NDArray[np.bool_]
+    """Whether a step belongs to a sequence that is active and sound at the end."""
+    sequence: dict[str, int]
+    """Sequence id by step trigger."""
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Self:
+        """The steps of ``evidence``'s catalogues."""
+        index = {trigger: place for place, trigger in enumerate(evidence.triggers)}
+        count = len(index) + 1
+        following: dict[bytes, Int64s] = {}
+        delay_h, entry = np.full(count, np.inf), np.zeros(count, np.bool_)
+        sequence: dict[str, int] = {}
+        for catalogue in (evidence.catalogue, *evidence.earlier):
+            after = np.full(count, _ABSENT, np.int64)
+            for trigger, step in catalogue.step.items():
+                place = index[trigger]
+                to = step.next_trigger
+                after[place] = _END if to is None else index[to] if to in catalogue.step else _ELSEWHERE
+                delay_h[place] = min(delay_h[place], step.delay_h)
+                entry[place] |= step.is_entry
+                sequence.setdefault(trigger, catalogue.sequence_of[trigger].id or 0)
+            following.setdefault(after.tobytes(), after)
+        usable = np.zeros(count, np.bool_)
+        for trigger, owner in evidence.catalogue.sequence_of.items():
+            usable[index[trigger]] = owner.id in evidence.catalogue.usable
+        delay_us = np.rint(np.where(np.isinf(delay_h), 0, delay_h) * evidence.hour_s * 1e6).astype(np.int64)
+        return cls(index, list(following.values()), delay_us, entry, usable, sequence)
+
+    def follows(self, step: Indices, next_step: Indices) -> NDArray[np.bool_]:
+        """Whether some version led from ``step`` to ``next_step``."""
+        found = np.zeros(len(step), np.bool_)
+        for after in self.following:
+            found |= after[step] == next_step
+        return found & (next_step >= 0)
+
+    def ends(self, step: Indices) -> NDArray[np.bool_]:
+        """Whether ``step`` was the last one in some version."""
+        found = np.zeros(len(step), np.bool_)
+        for after in self.following:
+            found |= after[step] == _END
+        return found

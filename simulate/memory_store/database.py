@@ -1,0 +1,364 @@
+"""The tables, what people do to them, and what the schema's triggers do then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import UUID
+
+import numpy as np
+
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.ports import Versions
+from simulate.memory_store.epochs import shard_seat
+from simulate.memory_store.ledger import Ledger
+from simulate.memory_store.rows import (
+    BreachError,
+    Change,
+    Device,
+    Enrolment,
+    Epoch,
+    Handover,
+    Heartbeat,
+    Lead,
+    OpenEntry,
+    Quota,
+)
+
+T = TypeVar("T")
+
+
+class MemoryDatabase:
+    """A rehearsal's database: its devices need no gateway to be available.
+
+    Methods are what people do to the tables, by command or by SQL; the stores of the services work on the tables
+    themselves and keep the indexes by ``insert``, ``place``, ``lease`` and ``unlease``.
+
+    Args:
+        wall_us: the database's clock; may step.
+        hour_s: the length of an hour in delays and quotas.
+    """
+
+    def __init__(self, wall_us: Callable[[], int], hour_s: float = 3600.0) -> None:
+        self.wall_us, self.hour_s = wall_us, hour_s
+        self.devices: dict[int, Device] = {}
+        """By number, ascending."""
+        self.quotas: list[Quota] = []
+        self.sequences: dict[int, Sequence] = {}
+        self.leads: dict[int, Lead] = {}
+        """By id, ascending."""
+        self.locked_leads: set[int] = set()
+        """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
+        self.queue: list[Change] = []
+        self.enrolments: dict[int, Enrolment] = {}
+        """By id, ascending."""
+        self.ledger = Ledger()
+        self.handovers: dict[int, list[Handover]] = {}
+        """By token, in the order they were written."""
+        self.epochs: dict[str, Epoch] = {}
+        self.heartbeats: dict[str, Heartbeat] = {}
+        self.problems: dict[int, str] = {}
+        self.open_entries: dict[str, OpenEntry] = {}
+        self.of_lead: dict[int, list[Enrolment]] = {}
+        self.active_at: dict[UUID | None, dict[int, Enrolment]] = {}
+        """Active enrolments by home device."""
+        self.leased: dict[int, Enrolment] = {}
+        self._live: dict[tuple[int, int], Enrolment] = {}
+        self._homed: dict[int, UUID | None] = {}
+        self._versions = Versions(1, 1)
+        self._number = self._last_lead = self._last_device = self._last_sequence = 0
+        self._cached: dict[str, tuple[int, Any]] = {}
+
+    def next_number(self) -> int:
+        """The next lease token or epoch: they share one sequence."""
+        self._number += 1
+        return self._number
+
+    # Devices -------------------------------------------------------------------------------------------------
+
+    def add_device(self, name: str, **columns: Any) -> int:
+        """A new device; ``columns`` by the names of ``Device``. Returns its number."""
+        self._last_device += 1
+        device = Device(self._last_device, columns.pop("id", UUID(int=self._last_device)), name, **columns)
+        self.devices[device.number] = device
+        self._keep_quota(device)
+        self.devices_changed()
+        return device.number
+
+    def set_device(self, number: int, **columns: Any) -> None:
+        """Change columns of a device. Another ``shard_id`` supersedes the former owner."""
+        device = self.devices[number]
+        owner, quotas = device.shard_id, (device.quota_per_hour, device.quota_per_day)
+        for column, value in columns.items():
+            setattr(device, column, value)
+        if owner is not None and owner != device.shard_id:
+            seat = self.epochs.get(shard_seat(owner))
+            if seat is not None:
+                seat.epoch = self.next_number()
+        if quotas != (device.quota_per_hour, device.quota_per_day):
+            self._keep_quota(device)
+        self.devices_changed()
+
+    def remove_device(self, number: int) -> None:
+        """Delete a device.
+
+        Raises:
+            BreachError: live enrolments call it home.
+        """
+        device = self.devices[number]
+        if any(row.home == device.id for row in self._live.values()):
+            raise BreachError(f"device {device.name} has live enrolments")
+        del self.devices[number]
+        self.devices_changed()
+
+    def _keep_quota(self, device: Device) -> None:
+        self.quotas.append(Quota(device.number, self.wall_us(), device.quota_per_hour, device.quota_per_day))
+
+    # Sequences -----------------------------------------------------------------------------------------------
+
+    def add_sequence(self, name: str, steps: Iterable[Step], *, is_active: bool = True, **columns: Any) -> int:
+        """A new sequence; ``columns`` by the names of ``Sequence``. Returns its id."""
+        self._last_sequence += 1
+        sequence = Sequence(self._last_sequence, name, is_active, tuple(steps), **columns)
+        self._put(sequence)
+        return self._last_sequence
+
+    def set_sequence(self, sequence: int, **columns: Any) -> None:
+        """Change columns of a sequence."""
+        self._put(replace(self.sequences[sequence], **columns))
+
+    def set_active(self, sequence: int, is_active: bool) -> None:
+        """Switch a sequence on or off."""
+        self.set_sequence(sequence, is_active=is_active)
+
+    def edit_step(self, trigger: str, **columns: Any) -> None:
+        """Change a step: text, next step, delay; ``columns`` by the names of ``Step``."""
+        row = self._with_step(trigger)
+        self._put(replace(row, steps=tuple(replace(s, **columns) if s.trigger == trigger else s for s in row.steps)))
+
+    def add_step(self, sequence: int, step: Step) -> None:
+        """Append a step to a sequence."""
+        row = self.sequences[sequence]
+        self._put(replace(row, steps=(*row.steps, step)))
+
+    def remove_step(self, trigger: str) -> None:
+        """Delete a step."""
+        row = self._with_step(trigger)
+        self._put(replace(row, steps=tuple(step for step in row.steps if step.trigger != trigger)))
+
+    def remove_sequence(self, sequence: int) -> None:
+        """Delete a sequence.
+
+        Raises:
+            BreachError: it has enrolments.
+        """
+        if any(row.sequence == sequence for row in self.enrolments.values()):
+            raise BreachError(f"sequence {sequence} has enrolments")
+        del self.sequences[sequence]
+        self._sequences_changed()
+
+    def _with_step(self, trigger: str) -> Sequence:
+        return next(row for row in self.sequences.values() if any(step.trigger == trigger for step in row.steps))
+
+    def _put(self, sequence: Sequence) -> None:
+        assert sequence.id is not None
+        triggers = [step.trigger for step in sequence.steps]
+        triggers += [step.trigger for row in self.sequences.values() if row.id != sequence.id for step in row.steps]
+        if len(set(triggers)) < len(triggers):
+            raise BreachError(f"two steps have one trigger, one of them in sequence {sequence.name}")
+        self.sequences[sequence.id] = sequence
+        self._sequences_changed()
+
+    # Leads ---------------------------------------------------------------------------------------------------
+
+    def add_lead(self, phone: str, trigger: str | None = None, **columns: Any) -> int:
+        """A new lead; ``columns`` by the names of ``Lead``. Returns its id."""
+        self._last_lead += 1
+        self.leads[self._last_lead] = Lead(self._last_lead, phone, trigger=trigger, **columns)
+        if trigger:
+            self.queue.append(Change(self._last_lead, None, trigger, False))
+        return self._last_lead
+
+    def set_lead(self, lead: int, **columns: Any) -> None:
+        """Change columns of a lead; triggers and consents are queued for the enroller."""
+        row = self.leads[lead]
+        was = (row.trigger, row.opted_in_us is None, row.opted_out_us is None)
+        for column, value in columns.items():
+            setattr(row, column, value)
+        now = (row.trigger, row.opted_in_us is None, row.opted_out_us is None)
+        if was != now:
+            self.queue.append(Change(lead, was[0], row.trigger, was[2] and not now[2]))
+
+    def set_trigger(self, lead: int, trigger: str | None) -> None:
+        """Write another trigger list."""
+        self.set_lead(lead, trigger=trigger)
+
+    def opt_out(self, lead: int) -> None:
+        """The lead wants no messages, from this moment on."""
+        self.set_lead(lead, opted_out_us=self.wall_us())
+
+    def opt_in(self, lead: int) -> None:
+        """The lead wants messages (again)."""
+        self.set_lead(lead, opted_in_us=self.wall_us(), opted_out_us=None)
+
+    def set_attributes(self, lead: int, attributes: dict[str, Any]) -> None:
+        """Write other attributes."""
+        self.set_lead(lead, attributes=attributes)
+
+    def delete_lead(self, lead: int) -> None:
+        """Delete a lead; its enrolments stay."""
+        self.queue.append(Change(lead, self.leads.pop(lead).trigger, None, False))
+
+    # What services read --------------------------------------------------------------------------------------
+
+    def versions(self) -> Versions:
+        """Counters that every change of sequences or devices raises."""
+        return self._versions
+
+    def devices_changed(self) -> None:
+        """A statement has changed devices, or tried to."""
+        self._versions = self._versions._replace(devices=self._versions.devices + 1)
+
+    def _sequences_changed(self) -> None:
+        self._versions = self._versions._replace(sequences=self._versions.sequences + 1)
+
+    def catalogue(self) -> Catalogue:
+        """All sequences, steps in the order of their days."""
+        return self._cache("catalogue", self._versions.sequences, self._read_catalogue)
+
+    def _read_catalogue(self) -> Catalogue:
+        def by_day(step: Step) -> tuple[bool, int]:
+            return step.day_number is None, step.day_number or 0
+
+        rows = self.sequences.values()
+        return Catalogue.of([replace(row, steps=tuple(sorted(row.steps, key=by_day))) for row in rows])
+
+    def active_sequences(self) -> frozenset[int]:
+        """Sequences that are not switched off."""
+        return self._cache(
+            "active",
+            self._versions.sequences,
+            lambda: frozenset(id_ for id_, row in self.sequences.items() if row.is_active),
+        )
+
+    def sendable_sequences(self) -> frozenset[int]:
+        """Active sequences without a recorded problem."""
+        active = self.active_sequences()
+        return active.difference(self.problems) if self.problems else active
+
+    def in_force(self, seat: str, epoch: int) -> bool:
+        """Whether a seat's epoch is still this one."""
+        row = self.epochs.get(seat)
+        return row is not None and row.epoch == epoch
+
+    def fleet(self) -> Fleet:
+        """All devices."""
+        return self._cache("fleet", self._versions.devices, self._read_fleet)
+
+    def _read_fleet(self) -> Fleet:
+        rows = list(self.devices.values())
+        return Fleet(
+            number=np.array([row.number for row in rows], np.int32),
+            shard=np.array([-1 if row.shard_id is None else row.shard_id for row in rows], np.int32),
+            quota_per_hour=np.array([row.quota_per_hour for row in rows], np.int32),
+            quota_per_day=np.array([row.quota_per_day for row in rows], np.int32),
+            in_flight_max=np.array([row.in_flight_max for row in rows], np.int32),
+            min_gap_s=np.array([row.min_gap_s for row in rows], np.float64),
+            available=np.array([row.health == "available" for row in rows], np.bool_),
+            left=np.array(
+                [
+                    row.health in ("draining", "offline")
+                    or (row.health == "quarantined" and row.health_cause != "quality")
+                    for row in rows
+                ],
+                np.bool_,
+            ),
+            idempotent=np.array([row.gateway_idempotent for row in rows], np.bool_),
+            device_id=[row.id for row in rows],
+            name=[row.name for row in rows],
+            gateway_url=[row.gateway_url for row in rows],
+            gateway_token=[row.gateway_token for row in rows],
+        )
+
+    def _cache(self, name: str, version: int, read: Callable[[], T]) -> T:
+        found = self._cached.get(name)
+        if found is None or found[0] != version:
+            self._cached[name] = found = version, read()
+        value: T = found[1]
+        return value
+
+    # Enrolments and their indexes ----------------------------------------------------------------------------
+
+    def insert(self, sequence: int, lead: Lead, entry: str, home: UUID | None, now_us: int) -> None:
+        """A new enrolment, due now.
+
+        Raises:
+            BreachError: the lead has a live one in the sequence.
+        """
+        id_ = len(self.enrolments) + 1
+        row = Enrolment(id_, sequence, lead.id, lead.phone, entry, entry, now_us, now_us, home)
+        self.enrolments[id_] = row
+        self.of_lead.setdefault(lead.id, []).append(row)
+        self.place(row)
+
+    def live(self, lead: int, sequence: int) -> Enrolment | None:
+        """The lead's live enrolment in a sequence."""
+        return self._live.get((lead, sequence))
+
+    def marked(self) -> list[Enrolment]:
+        """Live enrolments that are to stop once their attempt has ended."""
+        return [row for row in self._live.values() if row.stop_reason is not None]
+
+    def place(self, row: Enrolment) -> None:
+        """Bring the indexes up to date after a change of status or home.
+
+        Raises:
+            BreachError: a second live enrolment of the lead in the sequence, or a lease on one that is not active.
+        """
+        if row.device is not None and row.status != "active":
+            raise BreachError(f"enrolment {row.id} is {row.status} and leased")
+        pair = (row.lead, row.sequence)
+        other = self._live.get(pair)
+        if row.live:
+            if other is not None and other is not row:
+                raise BreachError(f"lead {row.lead} has two live enrolments in sequence {row.sequence}")
+            self._live[pair] = row
+        elif other is row:
+            del self._live[pair]
+        if row.id in self._homed:
+            del self.active_at[self._homed.pop(row.id)][row.id]
+        if row.status == "active":
+            self._homed[row.id] = row.home
+            self.active_at.setdefault(row.home, {})[row.id] = row
+
+    def lease(self, row: Enrolment, device: Device, slot_us: int, deadline_us: int, token: int, epoch: int) -> None:
+        """Lease an enrolment: one more attempt."""
+        row.device, row.slot_us, row.deadline_us, row.token, row.epoch = device, slot_us, deadline_us, token, epoch
+        row.attempt += 1
+        self.leased[row.id] = row
+
+    def unlease(self, row: Enrolment) -> None:
+        """End a lease, if there is one; ``place`` follows."""
+        row.device = row.token = None
+        self.leased.pop(row.id, None)
+
+    # Hand-overs ----------------------------------------------------------------------------------------------
+
+    def record(self, handover: Handover) -> None:
+        """Write down what leaves."""
+        self.handovers.setdefault(handover.token, []).append(handover)
+
+    def said(self, row: Enrolment) -> tuple[str, str | None] | None:
+        """Text and media URL that left under the enrolment's lease; None when nothing did."""
+        records = [record for record in self.handovers.get(row.token or 0, ()) if row.id in record.said]
+        return sorted(records, key=lambda record: record.handed_us)[-1].said[row.id] if records else None
+
+    def forget_handovers(self, before_us: int) -> None:
+        """Delete records from before a moment, except those of claims that are leased still."""
+        leased = {row.token for row in self.leased.values()}
+        for token in [token for token in self.handovers if token not in leased]:
+            self.handovers[token] = [record for record in self.handovers[token] if record.handed_us >= before_us]
+            if not self.handovers[token]:
+                del self.handovers[token]

@@ -1,0 +1,161 @@
+"""What ``enrol.sql`` says: lead changes become enrolments; a trigger taken off a lead or an opt-out ends them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+from uuid import UUID
+
+from dispatcher.core import triggers
+from dispatcher.core.graph import Catalogue, Sequence
+from dispatcher.ports import Enrolled, Search
+from simulate.memory_store.database import MemoryDatabase
+from simulate.memory_store.rows import Change, Enrolment, Lead
+
+
+class _Gone(NamedTuple):
+    """What changes took away from one lead."""
+
+    opted_out: bool
+    tokens: list[str]
+    away: list[str]
+    """Those of ``tokens`` that have not come back since."""
+
+
+class _Candidate(NamedTuple):
+    lead: Lead
+    sequence: int
+    trigger: str
+    home: UUID | None
+
+
+def enrol(
+    database: MemoryDatabase, catalogue: Catalogue, plan: list[UUID], now_us: int, *, rows: int, hour_us: int
+) -> Enrolled:
+    """Turn up to ``rows`` queued lead changes into enrolments and ends."""
+    taken, database.queue[:rows] = database.queue[:rows], []
+    stopped = _end(database, taken, now_us)
+    leads = sorted({change.lead for change in taken})
+    home: Counter[UUID | None] = Counter()
+    without: list[int] = []
+    for candidate in [each for lead in leads for each in _candidates(database, catalogue, lead, now_us, hour_us)]:
+        device = candidate.home
+        if device is None:
+            if candidate.lead.id not in without:
+                without.append(candidate.lead.id)
+            device = plan[len(without) - 1] if len(without) <= len(plan) else None
+        database.insert(candidate.sequence, candidate.lead, candidate.trigger, device, now_us)
+        home[device] += 1
+    return Enrolled(len(taken), stopped, dict(home))
+
+
+def _end(database: MemoryDatabase, taken: list[Change], now_us: int) -> int:
+    """What the changes took away ends first: a leased enrolment is only marked, its shard asks before it hands over."""
+    back = [
+        row
+        for row in database.marked()
+        if row.stop_reason == "trigger removed" and _carries(database, row.lead, row.entry, consent=True)
+    ]
+    stopped = 0
+    for lead, gone in _gone(database, taken).items():
+        for row in database.of_lead.get(lead, ()):
+            if not row.live:
+                row.trigger_kept = row.trigger_kept and row.entry not in gone.tokens
+            elif row.stop_reason is None and (
+                gone.opted_out or row.entry in gone.away or (row.entry in gone.tokens and row.waiting)
+            ):
+                _stop(database, row, gone, now_us)
+                stopped += 1
+    for row in back:
+        # Marked while an attempt was under way, and the trigger is back before that has ended.
+        row.stop_reason = None
+    return stopped
+
+
+def _gone(database: MemoryDatabase, taken: list[Change]) -> dict[int, _Gone]:
+    ended: dict[int, _Gone] = {}
+    for change in taken:
+        old, new = triggers.parse(change.old_trigger), triggers.parse(change.new_trigger)
+        tokens = [token for token in old if token not in new]
+        if tokens or change.opted_out:
+            gone = ended.get(change.lead, _Gone(False, [], []))
+            away = [token for token in tokens if not _carries(database, change.lead, token)]
+            ended[change.lead] = _Gone(gone.opted_out or change.opted_out, gone.tokens + tokens, gone.away + away)
+    return ended
+
+
+def _stop(database: MemoryDatabase, row: Enrolment, gone: _Gone, now_us: int) -> None:
+    row.stop_reason = "opted out" if gone.opted_out else "trigger removed"
+    row.finished_us = None
+    if row.waiting:
+        row.status, row.finished_us = "stopped", now_us
+    row.trigger_kept = row.entry not in gone.tokens
+    row.held = False
+    database.place(row)
+
+
+def _carries(database: MemoryDatabase, lead: int, token: str, *, consent: bool = False) -> bool:
+    """Whether the lead carries a trigger now, and, where ``consent`` is asked for, has not opted out."""
+    row = database.leads.get(lead)
+    return row is not None and not (consent and row.opted_out_us is not None) and token in triggers.parse(row.trigger)
+
+
+def _candidates(
+    database: MemoryDatabase, catalogue: Catalogue, lead_id: int, now_us: int, hour_us: int
+) -> list[_Candidate]:
+    """The sequences a lead is to enter, by id, each with the first of its entries that the lead carries."""
+    lead = database.leads.get(lead_id)
+    if lead is None or lead.opted_out_us is not None:
+        return []
+    found: dict[int, str] = {}
+    for token in sorted(triggers.parse(lead.trigger)):
+        id_ = catalogue.entries.get(token)
+        if (
+            id_ is not None
+            and id_ in database.active_sequences()
+            and _may_enter(database, lead, database.sequences[id_], token, now_us, hour_us)
+        ):
+            found.setdefault(id_, token)
+    if not found:
+        return []
+    home = _home(database, lead)
+    return [_Candidate(lead, id_, found[id_], home) for id_ in sorted(found)]
+
+
+def _may_enter(database: MemoryDatabase, lead: Lead, sequence: Sequence, token: str, now_us: int, hour_us: int) -> bool:
+    """Whether consent and re-entry policy let the lead enter by this trigger."""
+    if sequence.requires_opt_in and lead.opted_in_us is None:
+        return False
+    before_us = now_us - round((sequence.reentry_interval_h or 0) * hour_us)
+    return not any(
+        row.live
+        or sequence.reentry == "never"
+        or (row.trigger_kept and row.entry == token)
+        or (sequence.reentry == "after_interval" and row.finished_us is not None and row.finished_us > before_us)
+        for row in database.of_lead.get(lead.id, ())
+        if row.sequence == sequence.id
+    )
+
+
+def _home(database: MemoryDatabase, lead: Lead) -> UUID | None:
+    """The lead's own device, else a live enrolment's, else a finished one's; None unless it is available."""
+    rows = database.of_lead.get(lead.id, ())
+    live = min((row for row in rows if row.live), key=lambda row: row.sequence, default=None)
+    finished = max((row for row in rows if not row.live), key=lambda row: row.id, default=None)
+    homes = [lead.home_device_id, *(row.home for row in (live, finished) if row is not None)]
+    wanted = next((home for home in homes if home is not None), None)
+    return next((d.id for d in database.devices.values() if d.id == wanted and d.health == "available"), None)
+
+
+def search_entries(database: MemoryDatabase, rows: int) -> Search | None:
+    """Look for leads of a newly opened entry among the next ``rows`` leads; None when nothing is open."""
+    unsearched = [entry for entry in database.open_entries.values() if not entry.scan_done]
+    if not unsearched:
+        return None
+    entry = min(unsearched, key=lambda entry: (entry.opened_us, entry.trigger))
+    stretch = [lead for id_, lead in database.leads.items() if id_ > entry.scanned_to][:rows]
+    found = [lead for lead in stretch if entry.trigger in triggers.parse(lead.trigger)]
+    database.queue += [Change(lead.id, lead.trigger, lead.trigger, False) for lead in found]
+    entry.scanned_to = stretch[-1].id if stretch else entry.scanned_to
+    entry.scan_done = len(stretch) < rows
+    return Search(entry.trigger, len(found), entry.scan_done)

@@ -1,0 +1,183 @@
+"""The world a seed draws: settings, devices, sequences, leads. Small, fast-lived and short of everything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from dispatcher.config import Settings
+from dispatcher.core.graph import Reentry, SenderPolicy, Step
+from dispatcher.core.moments import from_datetime
+from simulate.prove.dice import Dice
+
+START_US: Final = from_datetime(datetime(2026, 1, 5, 23, 30, tzinfo=UTC))
+"""Shortly before a new day: the ledger's partitions change on the way."""
+
+TEXTS: Final = (
+    "Hello {{ name | default('there') }}, welcome.",
+    "{{ name | default('friend') }}, day two from {{ city | default('here') }}.",
+    "Last one.",
+    "Well done{% if name %}, {{ name }}{% endif %}.",
+)
+NAMES: Final = (None, "Ann", "Bo", "Chloé")
+TOKENS: Final = ("fit", "fit_2", "fitness", "outfit", "gym")
+"""Tokens that are parts of each other: nothing may match by substring."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """One device."""
+
+    quota_per_hour: int
+    quota_per_day: int
+    in_flight_max: int
+    min_gap_s: float
+    idempotent: bool
+    shard: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """One sequence; its entry's trigger is a token that leads carry."""
+
+    name: str
+    steps: tuple[Step, ...]
+    reentry: Reentry
+    sender_policy: SenderPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class LeadPlan:
+    """One lead."""
+
+    at_s: float
+    """When it is brought in."""
+    phone: str
+    name: str | None
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything a seed draws besides the faults."""
+
+    settings: Settings
+    shards: int
+    devices: tuple[DevicePlan, ...]
+    sequences: tuple[SequencePlan, ...]
+    leads: tuple[LeadPlan, ...]
+    faults_end_s: float
+    """From here on nothing fails any more: everything has to drain."""
+    saturated: bool
+    """Whether there is more to send than the devices can: then they have to be used to the full."""
+    gateway_forgets_s: float
+    """How long gateways remember keys."""
+    check_not_after: bool
+    """Whether gateways refuse what comes after its deadline."""
+
+
+def draw(seed: int) -> World:
+    """The world of ``seed``."""
+    dice = Dice(seed, "world")
+    saturated = dice.chance(0.06)
+    settings = _settings(dice.of("settings"), saturated)
+    shards = dice.whole(1, 2) if saturated else dice.whole(1, 3)
+    hour_s = settings.hour_s
+    devices = tuple(
+        _device(dice.of("device", n), n, shards, hour_s, saturated) for n in range(shards * dice.whole(1, 2) + 1)
+    )
+    sequences = tuple(_sequence(dice.of("sequence", n), n) for n in range(dice.whole(1, 3)))
+    faults_end_s = hour_s * dice.between(3, 8)
+    leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
+    entries = [sequence.steps[0].trigger for sequence in sequences]
+    return World(
+        settings=settings,
+        shards=shards,
+        devices=devices,
+        sequences=sequences,
+        leads=tuple(_lead(dice.of("lead", n), n, entries, faults_end_s, saturated) for n in range(leads)),
+        faults_end_s=faults_end_s,
+        saturated=saturated,
+        gateway_forgets_s=settings.key_retention_s,
+        check_not_after=dice.chance(0.5),
+    )
+
+
+def _settings(dice: Dice, saturated: bool) -> Settings:
+    deadline_s, skew_s = dice.between(2, 6), dice.between(0.2, 1.0)
+    heartbeat_s = dice.between(4, 8)
+    lease_s = deadline_s * dice.between(1.5, 5)
+    hour_s = dice.pick((60.0, 90.0, 120.0))
+    drawn: dict[str, Any] = {
+        "hour_s": hour_s,
+        "deadline_s": deadline_s,
+        "skew_s": skew_s,
+        "guard_s": deadline_s + 2 * skew_s + dice.pick((0.0, 0.0, dice.between(0, 4))),
+        "lease_s": lease_s,
+        "heartbeat_s": heartbeat_s,
+        "trust_s": heartbeat_s * 2.8,
+        "leader_s": heartbeat_s * 3,
+        "hung_s": heartbeat_s * dice.between(1.5, 3),
+        "horizon_s": dice.between(1, lease_s / 2),
+        "cycle_s": dice.between(10, 30),
+        "look_s": dice.between(4, 12),
+        "hear_s": dice.between(1, 4),
+        "complete_rows": dice.pick((1, 3, 5000)),
+        "complete_wait_s": dice.pick((0.0, 0.2, 2.0)),
+        "enrol_rows": dice.pick((1, 2, 5, 100)),
+        "bulk_rows": dice.pick((1, 3, 10, 1000)),
+        "retry_limit": dice.whole(1, 5),
+        "retry_base_s": dice.between(1, 10),
+        "retry_cap_s": dice.between(10, 40),
+        "resend_limit": dice.whole(0, 5),
+        "key_retention_s": hour_s * (200 if saturated else dice.pick((6, 24, 200))),
+    }
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    # Constructed, not loaded: neither environment nor files have a say in what a seed means.
+    return Settings.model_construct(**(defaults | drawn))
+
+
+def _device(dice: Dice, number: int, shards: int, hour_s: float, saturated: bool) -> DevicePlan:
+    per_hour = dice.whole(2, 7)
+    return DevicePlan(
+        quota_per_hour=per_hour,
+        quota_per_day=per_hour * (dice.whole(8, 24) if saturated else dice.whole(3, 10)),
+        in_flight_max=50 if saturated else dice.whole(1, 6),
+        min_gap_s=dice.pick((0.0, 1.0, hour_s / 20)),
+        idempotent=dice.chance(0.7),
+        shard=number % shards,
+    )
+
+
+def _sequence(dice: Dice, number: int) -> SequencePlan:
+    triggers = [TOKENS[number], *(f"{TOKENS[number]}_day{day}" for day in range(2, dice.whole(1, 4) + 1))]
+    steps = [
+        Step(
+            trigger=trigger,
+            message_text=dice.pick(TEXTS),
+            next_trigger=following,
+            delay_h=dice.whole(1, 3),
+            day_number=day,
+            is_entry=day == 1,
+            media_url=dice.pick((None, None, "https://media.example/a.jpg")),
+        )
+        for day, (trigger, following) in enumerate(zip(triggers, [*triggers[1:], None], strict=True), 1)
+    ]
+    return SequencePlan(
+        name=f"Sequence {number + 1}",
+        steps=tuple(steps),
+        reentry=dice.pick(("after_exit", "after_exit", "never")),
+        sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
+    )
+
+
+def _lead(dice: Dice, number: int, entries: list[str], faults_end_s: float, saturated: bool) -> LeadPlan:
+    wanted = [token for token in TOKENS if dice.chance(0.25)]
+    trigger = ",".join([dice.pick(entries), *wanted])
+    return LeadPlan(
+        at_s=0.0 if saturated else dice.between(0, 0.8 * faults_end_s) * dice.pick((0, 1)),
+        phone=f"9990000{number:05d}",
+        name=dice.pick(NAMES),
+        trigger=trigger,
+    )

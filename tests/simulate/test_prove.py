@@ -1,0 +1,202 @@
+"""Deterministic simulation: seeds hold, repeat themselves to the byte, and catch builds that are broken."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dispatcher.errors import InputError
+from simulate.prove.campaign import Totals, catch, reduced, run
+from simulate.prove.canaries import CANARIES, released
+from simulate.prove.case import play
+from simulate.prove.command import app
+from simulate.prove.dice import Dice
+from simulate.prove.faults import KINDS, plan
+from simulate.prove.regressions import Regression, append, read
+from simulate.prove.screen import LEAST_USE
+from simulate.prove.virtual_loop import Process, VirtualLoop
+from simulate.prove.world import draw
+
+REGRESSIONS = Path(__file__).with_name("regressions.txt")
+QUICK = ("quota off by one", "epoch not read", "resend rendered anew", "delay before the step")
+"""Canaries of the quick tests."""
+
+
+def failures(totals: Totals) -> dict[int, list[str]]:
+    """What was broken, by seed."""
+    return {result.seed: result.findings for result in totals.failed}
+
+
+def nothing(_: Totals) -> None:
+    """Nobody watches."""
+
+
+def test_thirty_seeds_hold():
+    totals = run(range(1, 31), 1, nothing)
+    assert failures(totals) == {}
+    assert totals.seeds == 30
+    assert len(totals.injected) >= 30
+
+
+@pytest.mark.slow
+def test_three_hundred_seeds_hold_and_use_a_saturated_fleet_to_the_full():
+    totals = run(range(1000, 1300), 2, nothing)
+    assert failures(totals) == {}
+    assert sum(totals.injected.values()) >= 15_000
+    assert set(totals.injected) == set(KINDS)
+    assert totals.used >= LEAST_USE * totals.usable > 0
+
+
+@pytest.mark.parametrize("regression", read(REGRESSIONS), ids=str)
+def test_what_failed_once_holds(regression):
+    assert play(regression.seed, regression.without).findings == []
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_broken_builds_are_caught(name):
+    number = [canary.name for canary in CANARIES].index(name)
+    assert catch(number, 200).seed is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(CANARIES)), ids=[canary.name for canary in CANARIES])
+def test_every_broken_build_is_caught(number):
+    assert catch(number, 200).seed is not None
+
+
+def test_a_canary_leaves_the_build_whole():
+    before = play(3).trace
+    with released(CANARIES[0]):
+        assert play(3).trace != before
+    assert play(3).trace == before
+
+
+TRACES = """from simulate.prove.case import play
+for seed in (1, 2, 7, 25):
+    for line in play(seed).trace:
+        print(*line)"""
+
+
+def trace(python: str, hash_seed: str) -> bytes:
+    """The traces of some seeds, as another process prints them."""
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([python, "-c", TRACES], capture_output=True, env=environment, check=True)
+    return done.stdout
+
+
+def test_the_same_seed_does_the_same_to_the_byte_whatever_hashes_are():
+    first = trace(sys.executable, "1")
+    assert first.count(b"\n") > 5000
+    assert trace(sys.executable, "2") == first
+
+
+def other_pythons() -> list[str]:
+    """Other versions of Python that have what the simulation needs."""
+    named = os.environ.get("DRIPLINE_OTHER_PYTHONS", "").split(os.pathsep)
+    found = [*named, *(shutil.which(f"python3.{minor}") or "" for minor in range(11, 15))]
+    needs = (
+        "import numpy, asyncpg, jinja2, pydantic_settings, rich, typer, phonenumbers, sys; print(sys.version_info[:2])"
+    )
+    mine = str(sys.version_info[:2])
+    versions = {
+        python: subprocess.run([python, "-c", needs], capture_output=True, text=True, check=False).stdout.strip()
+        for python in found
+        if python
+    }
+    return [python for python, version in versions.items() if version not in ("", mine)]
+
+
+def test_the_same_seed_does_the_same_on_other_versions_of_python():
+    others = other_pythons()
+    if not others:
+        pytest.skip("no other Python with the dependencies: name some in DRIPLINE_OTHER_PYTHONS")
+    first = trace(sys.executable, "1")
+    assert {python: trace(python, "3") == first for python in others} == dict.fromkeys(others, True)
+
+
+def test_a_failing_seed_is_reduced_to_the_faults_it_takes(tmp_path):
+    with released(CANARIES[[canary.name for canary in CANARIES].index("resend rendered anew")]):
+        failed = next(result for result in map(play, range(1, 200)) if "altered" in result.violations)
+        without, best = reduced(failed)
+        assert "altered" in best.violations
+        assert 0 < len(best.faults) < len(failed.faults)
+        assert "altered" in play(failed.seed, without).violations
+    assert len(without) + len(best.faults) == len(plan(failed.seed, draw(failed.seed)))
+    regression = Regression(failed.seed, without, "altered")
+    append(tmp_path / "r.txt", regression)
+    append(tmp_path / "r.txt", regression)
+    assert read(tmp_path / "r.txt") == [regression]
+
+
+def test_a_line_that_names_no_seed_is_named(tmp_path):
+    (tmp_path / "r.txt").write_text("# why\n\nseed 4  # lost\nseeed 5\n")
+    with pytest.raises(InputError, match=r"r\.txt:4: 'seeed 5' names no seed"):
+        read(tmp_path / "r.txt")
+
+
+def test_dice_depend_on_their_labels_only():
+    dice = Dice(7, "world")
+    assert dice.of("a").uniform() == Dice(7, "world").of("a").uniform() != dice.of("b").uniform()
+    drawn = [dice.uniform() for _ in range(1000)]
+    assert 0.45 < sum(drawn) / 1000 < 0.55
+    assert {Dice(7).of(n).whole(1, 3) for n in range(50)} == {1, 2, 3}
+
+
+def test_a_stopped_process_misses_nothing_and_a_dead_one_cleans_nothing_up():
+    loop = VirtualLoop()
+    done: list[tuple[str, float]] = []
+
+    async def work(name: str) -> None:
+        import asyncio
+
+        try:
+            await asyncio.sleep(1)
+            done.append((name, loop.time()))
+            await asyncio.sleep(10)
+        finally:
+            done.append((f"{name} ends", loop.time()))
+
+    stopped, killed = Process(loop, "stopped"), Process(loop, "killed")
+    stopped.start(work("stopped"))
+    killed.start(work("killed"))
+    loop.call_at(0.5, stopped.stop)
+    loop.call_at(2.0, killed.kill)
+    loop.call_at(5.0, stopped.go_on)
+    loop.run_until(lambda: False, 100)
+    assert done == [("killed", 1.0), ("stopped", 5.0), ("stopped ends", 15.0)]
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trace"], "--trace, --without: they are about one seed - say which with --seed"),
+        (["--seed", "1", "--without", "x"], "--without: 'x' is no list of numbers - write them like 3,7,12"),
+        (["--seed", "1", "--canaries"], "--canaries: it plays seeds of its own - leave --seed out"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, message):
+    done = CliRunner().invoke(app, arguments)
+    assert str(done.exception) == message
+
+
+def test_the_command_reports_a_seed_and_a_campaign(tmp_path):
+    one = CliRunner().invoke(app, ["--seed", "3", "--trace"])
+    assert one.exit_code == 0
+    assert "fault 0: " in one.output
+    assert "faults are over" in one.output
+    assert one.output.endswith("Every invariant held.\n")
+    figures, regressions = tmp_path / "figures.json", tmp_path / "r.txt"
+    many = CliRunner().invoke(
+        app, ["--seeds", "4", "--jobs", "1", "--json", str(figures), "--regressions", str(regressions), "--quiet"]
+    )
+    assert many.exit_code == 0
+    assert "4 seeds in" in many.output
+    assert '"failed": []' in figures.read_text()
+    assert not regressions.exists()
