@@ -41,6 +41,8 @@ class People:
         """Phone, trigger and when it was taken off by hand."""
         self.retriggered: set[tuple[int, str]] = set()
         """Lead and trigger that was put on by hand after the lead had been brought in."""
+        self.settled: set[tuple[int, int, int]] = set()
+        """Enrolment, visit and generation of what an operator has settled."""
         self.paused: dict[int, list[tuple[int, int | None]]] = {}
         """When each sequence was paused, and until when."""
         self.quotas: list[tuple[int, int, int, int]] = []
@@ -314,6 +316,7 @@ class People:
         if doubts:
             attempt = dice.pick(doubts)
             self._done(fault, f"enrolment {attempt.enrolment} visit {attempt.visit} attempt {attempt.attempt}")
+            self.settled.add((attempt.enrolment, attempt.visit, attempt.generation))
             self._learn(attempt.key)
 
     def _learn(self, key: bytes) -> None:

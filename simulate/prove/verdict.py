@@ -36,6 +36,7 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
         quotas=np.array(people.quotas, QUOTA),
         opted_out=people.opted_out,
         retriggered=frozenset(people.retriggered),
+        by_hand=frozenset(people.settled),
         paused=paused,
         earlier=tuple(people.catalogues),
         refresh_us=span_us(settings.look_s + settings.horizon_s + settings.lease_s),

@@ -72,6 +72,22 @@ async def test_what_died_after_the_last_look_is_in_doubt_with_what_it_said(new_w
     assert [row[3:] for row in await world.attempts()] == [(1, "in_doubt")] * 2
 
 
+async def test_what_nobody_rescued_for_days_keeps_its_record_and_is_in_doubt(new_world):
+    world = await make(new_world)
+    await world.die_handing_over()
+    await world.restart()
+    await world.hours(48)
+    await world.tick()
+    await world.tick()
+    assert [row[3] for row in await world.states()] == ["in_doubt"] * 2
+    assert [request.attempt for request in world.sender.requests] == [1, 1], (
+        "its key is forgotten, and it is not resent"
+    )
+    await world.hours(48)
+    await world.tick()
+    assert await world.value("SELECT count(*) FROM handovers") == 0
+
+
 async def test_only_what_passes_the_last_look_is_recorded(new_world):
     world = await make(new_world)
     await world.execute("UPDATE leads SET opted_out_at = now() WHERE phone = '999101'")
