@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +51,11 @@ async def judge(plan: ChaosPlan, url: str, log: Path) -> Verdict:
     arrivals = read_log(log)
     connection = await connect(url, application_name="dripline checker")
     try:
-        evidence = await collect(connection, _LABELS)
+        evidence = replace(
+            await collect(connection, _LABELS),
+            look_us=span_us(SETTINGS["deadline_s"]),
+            skew_us=span_us(SETTINGS["skew_s"]),
+        )
         messages = await read_messages(connection, evidence.catalogue)
     finally:
         await connection.close()
