@@ -17,7 +17,7 @@ import numpy as np
 from dispatcher.clock import liveness_s
 from dispatcher.completer import Completer, ends_of, persistently
 from dispatcher.config import Settings
-from dispatcher.core.batches import DueSoon, Indices, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
@@ -222,6 +222,7 @@ class Shard:
         deadline_us = leased.slot_us + span_us(self._settings.deadline_s)
         back = dict.fromkeys(np.flatnonzero(deadline_us < now_us).tolist(), "late")
         back |= dict.fromkeys(await self._unknown_steps(leased), "unknown step")
+        catalogue = self._catalogue  # as it is rendered from: steps may be edited until the outcome is known
         said = self._render(leased, back)
         key_known_us = now_us - span_us(_KEY_MARGIN * self._settings.key_retention_s)
         back |= await persistently(
@@ -238,7 +239,8 @@ class Shard:
         leaving = leased.take(rows)
         self._out[number] = leaving
         if len(unsayable):
-            self._reject(leased.take(unsayable), [keys[row] for row in unsayable.tolist()], said, unsayable, now_us)
+            errors: list[str | None] = [f"content: {said.errors[row]}" for row in unsayable.tolist()]
+            self._reject(leased.take(unsayable), [keys[row] for row in unsayable.tolist()], errors, catalogue, now_us)
         outgoing = Outgoing(
             device=leaving.device,
             slot_us=leaving.slot_us,
@@ -249,14 +251,14 @@ class Shard:
             text=[said.texts[row] or "" for row in rows.tolist()],
             media_url=[said.media_urls[row] for row in rows.tolist()],
             key=[keys[row] for row in rows.tolist()],
-            sequence=[self._catalogue.sequence_of[trigger].name for trigger in leaving.step],
+            sequence=[catalogue.sequence_of[trigger].name for trigger in leaving.step],
             step=leaving.step,
         )
-        counts = await self._send(leaving, outgoing) if len(leaving) else {}
+        counts = await self._send(leaving, outgoing, catalogue) if len(leaving) else {}
         del self._out[number]
         return HandOver(len(leaving), len(back), counts)
 
-    async def _send(self, leased: Leased, outgoing: Outgoing) -> dict[str, int]:
+    async def _send(self, leased: Leased, outgoing: Outgoing, catalogue: Catalogue) -> dict[str, int]:
         """Hand over and book what comes back; what the sender says nothing about is in doubt."""
         counts: dict[str, int] = {}
         untold = np.ones(len(leased), np.bool_)
@@ -265,7 +267,7 @@ class Shard:
             untold[outcomes.row] = False
             rows = outcomes.row.tolist()
             said = [outgoing.text[row] for row in rows], [outgoing.media_url[row] for row in rows]
-            self._end(leased.take(outcomes.row), [outgoing.key[row] for row in rows], outcomes, said)
+            self._end(leased.take(outcomes.row), [outgoing.key[row] for row in rows], outcomes, said, catalogue)
             for value, count in zip(*np.unique(outcomes.outcome, return_counts=True), strict=True):
                 counts[Outcome(value).label] = counts.get(Outcome(value).label, 0) + int(count)
 
@@ -301,6 +303,9 @@ class Shard:
         self._slots.give_back(part.device[held], part.slot_us[held])
         stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
         due_us = np.maximum(part.due_us, now_us)
+        # At a step that does not exist it would be first in line for ever, and keep the device's slots from all others.
+        nowhere = [reason == "unknown step" for reason in back.values()]
+        due_us[nowhere] += span_us(self._settings.retry_base_s)
         token = np.full(len(rows), leased.token, np.int64)
         forgotten = [reason == "key forgotten" for reason in back.values()]
         await persistently(lambda: self._store.give_back(part.enrolment, token, due_us, stop, now_us, forgotten))
@@ -327,18 +332,20 @@ class Shard:
             said.texts[row] = None
         return said
 
-    def _reject(self, part: Leased, keys: list[bytes], said: _Said, rows: Indices, now_us: int) -> None:
+    def _reject(
+        self, part: Leased, keys: list[bytes], errors: list[str | None], catalogue: Catalogue, now_us: int
+    ) -> None:
         """End rows whose message cannot be rendered: they never left."""
         outcomes = Outcomes(
             row=np.arange(len(part)),
             outcome=np.full(len(part), int(Outcome.REJECTED), np.int8),
             at_us=np.maximum(part.slot_us, now_us),
             message_id=[None] * len(part),
-            error=[f"content: {said.errors[row]}" for row in rows.tolist()],
+            error=errors,
             retry_after_s=np.full(len(part), np.nan),
         )
         self._slots.release(part.device, part.slot_us)
-        self._end(part, keys, outcomes, None)
+        self._end(part, keys, outcomes, None, catalogue)
 
     def _end(
         self,
@@ -346,15 +353,17 @@ class Shard:
         keys: list[bytes],
         outcomes: Outcomes,
         said: tuple[list[str], list[str | None]] | None,
+        catalogue: Catalogue,
     ) -> None:
         """Book outcomes (of ``leased``, row by row) against quotas and pass them on to the completer.
 
         Args:
             said: texts and media URLs of what was handed over; None where nothing was.
+            catalogue: where they go from here.
         """
         self._slots.book(leased, outcomes)
         idempotent = self._slots.idempotent(leased.device)
-        self._completer.add(ends_of(leased, keys, outcomes, said, self._catalogue, idempotent, self._settings))
+        self._completer.add(ends_of(leased, keys, outcomes, said, catalogue, idempotent, self._settings))
         self.woken.set()
 
     @property

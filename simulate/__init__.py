@@ -13,9 +13,12 @@ checker     the invariants, from receipts, ledger and the seed's tables only
 ideal       the schedule nobody can beat, for the optimality gap
 outcome     the figures a run ends with: JSON and terminal
 watcher     progress on the screen
+circumstances  when, with which versions and on how many cores figures were made
 memory      the peak of all processes
 examples    the built-in sequences
 gateway     a real HTTP gateway process for tests
 gateway_receipts  its log as receipts, so that one checker judges both worlds
 chaos       the live engine on the real stack through a storm of faults
+prove       ``dripline prove``: the same services event by event in virtual time, thousands of seeds
+memory_store  PostgreSQL's twin in memory, which prove runs on
 """

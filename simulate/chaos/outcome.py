@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulate.chaos.verdict import Verdict
+from simulate.circumstances import circumstances
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class ChaosOutcome:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
-        return asdict(self) | {"broken": self.broken, "good": self.good}
+        return asdict(self) | {"broken": self.broken, "good": self.good, "made": circumstances()}
 
 
 def table(outcome: ChaosOutcome) -> Group:

@@ -216,14 +216,14 @@ def _fresh_key(patches: ExitStack) -> None:
 def _key_contains_device(patches: ExitStack) -> None:
     real = shard.Shard._send
 
-    async def send(self: Any, leased: Any, outgoing: Any) -> Any:
+    async def send(self: Any, leased: Any, outgoing: Any, catalogue: Catalogue) -> Any:
         keys = [
             identity.idempotency_key(enrolment * 1000 + device, visit, 7)
             for enrolment, device, visit in zip(
                 leased.enrolment.tolist(), leased.device.tolist(), leased.visit.tolist(), strict=True
             )
         ]
-        return await real(self, leased, outgoing.replace(key=keys))
+        return await real(self, leased, outgoing.replace(key=keys), catalogue)
 
     _put(patches, shard.Shard, "_send", send)
 
@@ -274,7 +274,7 @@ def _refusal_after_unknown(patches: ExitStack) -> None:
 def _advance_before(patches: ExitStack) -> None:
     real = shard.Shard._send
 
-    async def send(self: Any, leased: Any, outgoing: Any) -> Any:
+    async def send(self: Any, leased: Any, outgoing: Any, catalogue: Catalogue) -> Any:
         sender = self._sender
 
         class Hasty:
@@ -286,7 +286,7 @@ def _advance_before(patches: ExitStack) -> None:
 
         self._sender = Hasty()
         try:
-            return await real(self, leased, outgoing)
+            return await real(self, leased, outgoing, catalogue)
         finally:
             self._sender = sender
 

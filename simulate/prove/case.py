@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from dispatcher.core.outcomes import Outcome
 from simulate.checker import check, findings
+from simulate.memory_store.rows import Enrolment
 from simulate.prove import world as worlds
 from simulate.prove.cluster import Cluster
 from simulate.prove.faults import Fault, plan
@@ -117,7 +118,15 @@ class _Case:
 
     def _drained(self) -> bool:
         database = self._stage.database
-        return not database.queue and all(row.status != "active" for row in database.enrolments.values())
+        return not database.queue and next(self._waiting(), None) is None
+
+    def _waiting(self) -> Iterator[Enrolment]:
+        """What is active and can get on: not at a step that was edited away under it."""
+        database = self._stage.database
+        steps = database.catalogue().step
+        for row in database.enrolments.values():
+            if row.status == "active" and (row.due_us is None or row.device is not None or row.step in steps):
+                yield row
 
     def _judge(self) -> Result:
         stage, drained = self._stage, self._drained()
@@ -129,7 +138,7 @@ class _Case:
             violations["broke_off"] = len(stage.loop.errors)
             found += [f"broke off: {error!r}" for error in stage.loop.errors]
         if not drained:
-            waiting = [row for row in stage.database.enrolments.values() if row.status == "active"]
+            waiting = list(self._waiting())
             violations["stuck"] = violations.get("stuck", 0) + len(waiting) + len(stage.database.queue)
             found += [
                 f"not drained: enrolment {row.id} ({row.phone}, {row.step}, visit {row.visit})" for row in waiting

@@ -12,6 +12,7 @@ import typer
 
 from dispatcher.cli.common import err, out, require_writable
 from dispatcher.errors import InputError
+from simulate.circumstances import circumstances
 
 app = typer.Typer()
 
@@ -64,7 +65,7 @@ def prove(
     else:
         good, figures = _many(range(first, first + (seeds or 1000)), side_by_side, regressions, quiet)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+        json_file.write_text(json.dumps(figures | {"made": circumstances()}, indent=2) + "\n", encoding="utf-8")
     raise typer.Exit(0 if good else 1)
 
 
@@ -82,7 +83,7 @@ def _many(seeds: range, jobs: int, regressions: Path, quiet: bool) -> tuple[bool
 
     with Screen(len(seeds), quiet) as screen:
         totals = run(seeds, jobs, screen.seeds)
-        found = figures(totals, screen.wall_s)
+        found = {"first": seeds.start, **figures(totals, screen.wall_s)}
     show_figures(found)
     for result in totals.failed[:_REDUCED]:
         without, best = reduced(result)
@@ -129,6 +130,7 @@ def _canaries(seeds: int, jobs: int, quiet: bool) -> tuple[bool, dict[str, Any]]
         for each in catch_all(seeds, jobs):
             caught.append(each)
             screen.show(f"{len(caught)} of {len(CANARIES)} broken builds", len(caught))
+        wall_s = screen.wall_s
     show_canaries(caught)
     missed = [each.name for each in caught if each.seed is None]
     out.print(
@@ -136,4 +138,5 @@ def _canaries(seeds: int, jobs: int, quiet: bool) -> tuple[bool, dict[str, Any]]
         if missed
         else f"[bold green]All {len(caught)} broken builds were caught.[/]"
     )
-    return not missed, {"canaries": {each.name: each.seed for each in caught}}
+    tried = {each.name: {"promise": each.broken, "seed": each.seed, "rules": each.rules} for each in caught}
+    return not missed, {"seeds": seeds, "wall_s": round(wall_s, 1), "canaries": tried}

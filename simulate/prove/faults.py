@@ -41,6 +41,7 @@ STRIKES: Final = (
     "text edited",
     "delay edited",
     "graph broken",
+    "step removed",
     "device offline",
     "device draining",
     "device added",
@@ -119,8 +120,8 @@ def plan(seed: int, world: World) -> tuple[Fault, ...]:
 _QUIETENING: Final = frozenset(
     {
         "opt-out", "trigger removed", "trigger edited", "lead deleted", "sequence paused", "graph broken",
-        "device offline", "device draining", "device added", "device moved", "quota lowered", "quota raised",
-        "delay edited", "gateway: rejects", "gateway: opted out", "gateway: credentials",
+        "step removed", "device offline", "device draining", "device added", "device moved", "quota lowered",
+        "quota raised", "delay edited", "gateway: rejects", "gateway: opted out", "gateway: credentials",
     }
 )  # fmt: skip
 """Faults that take away what there is to send, or with what: no measure of how well a saturated fleet is used."""

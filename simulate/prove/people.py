@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from dispatcher.core import triggers
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.graph import Catalogue, Step
 from dispatcher.core.leases import Ends
 from dispatcher.core.moments import span_us
 from dispatcher.core.outcomes import Outcome
@@ -61,6 +61,7 @@ class People:
             "text edited": self._edit_text,
             "delay edited": self._edit_delay,
             "graph broken": self._break_graph,
+            "step removed": self._remove_step,
             "device offline": self._set_offline,
             "device draining": self._drain,
             "device added": self._add_device,
@@ -234,6 +235,21 @@ class People:
         self._database.edit_step(trigger, next_trigger=following)
         self._keep_catalogue()
         self._stage.note("people", f"{trigger} mended")
+
+    def _remove_step(self, dice: Dice, fault: Fault) -> None:
+        trigger = self._trigger(dice)
+        row = next(row for row in self._database.sequences.values() if any(s.trigger == trigger for s in row.steps))
+        if len(row.steps) > 1 and row.id is not None:
+            step = self._database.catalogue().step[trigger]
+            self._database.remove_step(trigger)
+            self._keep_catalogue()
+            self._stage.after(fault.lasts_s, self._bring_step_back, row.id, step)
+            self._done(fault, f"{trigger} for {fault.lasts_s:.0f} s")
+
+    def _bring_step_back(self, sequence: int, step: Step) -> None:
+        self._database.add_step(sequence, step)
+        self._keep_catalogue()
+        self._stage.note("people", f"{step.trigger} is back")
 
     # Devices -------------------------------------------------------------------------------------------------
 

@@ -291,3 +291,39 @@ async def test_a_sender_that_breaks_off_leaves_its_messages_in_doubt(begun):
     await begun.tick()
     assert await outcomes(begun) == [(1, "in_doubt")]
     assert await begun.states() == [WAITING]
+
+
+async def test_who_stands_at_a_removed_step_waits_a_minute_at_a_time_and_holds_nobody_up(new_world):
+    world = await new_world(0)
+    await world.devices(1, min_gap_s=25.0)
+    await world.fitness()
+    await world.begin()
+    await world.lead("fitness_start")
+    await world.tick(30)
+    await world.execute("DELETE FROM sequence_steps WHERE trigger = 'fitness_day2'")
+    await world.execute("UPDATE sequence_steps SET next_trigger = NULL WHERE trigger = 'fitness_start'")
+    await world.hours(24)
+    await world.tick(30)
+    assert (await progress(world))[3] == pytest.approx(24 * 3600 + 30 + 60, abs=1)
+    await world.lead("fitness_start")
+    await world.tick(30)
+    await world.tick(30)
+    assert world.sent() == [("999101", "fitness_start"), ("999102", "fitness_start")]
+    await world.sequence("The rest", "fitness_day2", "fitness_day4")
+    await world.tick(60)
+    await world.tick(60)
+    assert world.sent()[2:] == [("999101", "fitness_day2")]
+
+
+async def test_a_message_whose_step_is_removed_while_it_is_out_still_leads_on(world, answer):
+    await world.begin()
+    await world.lead("fitness_start")
+
+    async def remove_step() -> None:
+        await world.execute("DELETE FROM sequence_steps WHERE trigger = 'fitness_start'")
+        await world.execute("UPDATE sequence_steps SET is_entry_point = true WHERE trigger = 'fitness_day2'")
+        await world.shards.shards[0].refresh()
+
+    world.sender.meanwhile = remove_step
+    await world.tick()
+    assert await world.states() == [("999101", "fitness_day2", 2, "active", False, None)]

@@ -1,13 +1,19 @@
-"""Rehearsals in a tiny world: one Ray for all of them, a database each, hooks between ticks."""
+"""Rehearsals in a tiny world: one Ray for all of them, a database each, hooks between ticks; bridges that can be cut."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import secrets
+import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,8 @@ from simulate.driver import Progress
 from simulate.examples import builtin
 from simulate.rehearsal import Plan, Rehearsed, rehearse
 from simulate.watcher import Watcher
+
+CLONE_NEWNET = 0x40000000
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -120,3 +128,100 @@ def actor_pid() -> Callable[[str], int]:
         raise AssertionError(f"{name} does not come back")
 
     return find
+
+
+class Bridge:
+    """A bridge with ``HERE`` at one end and, ``THERE``, a network namespace at the other.
+
+    Args:
+        namespace: the far one; its end of the bridge has the same name.
+        near: the namespace of bridge and ``HERE``; None: where everything else is.
+    """
+
+    HERE, THERE = "10.213.87.1", "10.213.87.2"
+
+    def __init__(self, namespace: str, near: str | None) -> None:
+        self.namespace, self.near = namespace, near
+        self._near = () if near is None else ("-n", near)
+        self._bridge = f"{namespace}b"
+
+    def build(self) -> None:
+        """Make everything; both namespaces exist."""
+        ip(*self._near, "link", "add", self._bridge, "type", "bridge")
+        ip(*self._near, "addr", "add", f"{self.HERE}/24", "dev", self._bridge)
+        ip(*self._near, "link", "set", self._bridge, "up")
+        ip(*self._near, "link", "add", self.namespace, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        ip(*self._near, "link", "set", self.namespace, "master", self._bridge, "up")
+        ip("-n", self.namespace, "addr", "add", f"{self.THERE}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            ip("-n", self.namespace, "link", "set", device, "up")
+
+    def remove(self) -> None:
+        """Remove what there is of it."""
+        for link in (self.namespace, self._bridge):
+            subprocess.run(["ip", *self._near, "link", "del", link], check=False, capture_output=True)
+
+    def cut(self) -> None:
+        """No packet passes any more, and nobody is told."""
+        ip(*self._near, "link", "set", self.namespace, "nomaster")
+
+    def heal(self) -> None:
+        """Packets pass again."""
+        ip(*self._near, "link", "set", self.namespace, "master", self._bridge)
+
+    def listen(self, host: str, port: int) -> socket.socket:
+        """A socket that listens in the far namespace, for use outside; call it in a thread of its own."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as outside, open(f"/run/netns/{self.namespace}") as inside:
+            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+            try:
+                return socket.create_server((host, port))
+            finally:
+                libc.setns(outside.fileno(), CLONE_NEWNET)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@contextmanager
+def new_namespace() -> Iterator[str]:
+    if shutil.which("ip") is None:
+        pytest.skip("no network namespaces: the command ip is not installed")
+    if os.geteuid() != 0:
+        pytest.skip("no network namespaces: they take root")
+    name = f"dl{secrets.token_hex(3)}"
+    try:
+        ip("netns", "add", name)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces: {error.stderr.strip()}")
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@contextmanager
+def built(bridge: Bridge) -> Iterator[Bridge]:
+    try:
+        try:
+            bridge.build()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no bridge between network namespaces: {error.stderr.strip()}")
+        yield bridge
+    finally:
+        bridge.remove()
+
+
+@pytest.fixture
+def bridge() -> Iterator[Bridge]:
+    """From where everything else is into a namespace."""
+    with new_namespace() as namespace, built(Bridge(namespace, None)) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+def bridge_apart() -> Iterator[Bridge]:
+    """Between two namespaces; nothing of it is outside them."""
+    with new_namespace() as near, new_namespace() as namespace, built(Bridge(namespace, near)) as bridge:
+        yield bridge

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -32,61 +30,14 @@ from simulate.chaos.verdict import judge
 from simulate.chaos.world import bring_leads, populate
 from simulate.examples import builtin
 
-HERE, THERE = "10.213.87.1", "10.213.87.2"
 SHARDS = 4
 HEARD_S = 3.0
 """After which everyone has heard of a new node."""
-CLONE_NEWNET = 0x40000000
 RAY = "from ray.scripts.scripts import main; main()"
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """A namespace on a bridge: ``THERE`` inside, ``HERE`` outside; its name is also that of its end of the bridge."""
-    if shutil.which("ip") is None:
-        pytest.skip("no network namespaces: the command ip is not installed")
-    if os.geteuid() != 0:
-        pytest.skip("no network namespaces: they take root")
-    name = f"dl{secrets.token_hex(3)}"
-    try:
-        ip("netns", "add", name)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces: {error.stderr.strip()}")
-    try:
-        ip("link", "add", f"{name}b", "type", "bridge")
-        ip("addr", "add", f"{HERE}/24", "dev", f"{name}b")
-        ip("link", "set", f"{name}b", "up")
-        ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-        ip("link", "set", name, "master", f"{name}b", "up")
-        ip("-n", name, "addr", "add", f"{THERE}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            ip("-n", name, "link", "set", device, "up")
-        yield name
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no bridge between network namespaces: {error.stderr.strip()}")
-    finally:
-        for link in (name, f"{name}b"):
-            subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
-def listen_inside(namespace: str, port: int) -> socket.socket:
-    """A socket that listens on the namespace's own loopback, for use outside; call it in a thread of its own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net") as outside, open(f"/run/netns/{namespace}") as inside:
-        assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        try:
-            return socket.create_server(("127.0.0.1", port))
-        finally:
-            libc.setns(outside.fileno(), CLONE_NEWNET)
-
-
 @asynccontextmanager
-async def forwarded(namespace: str, port: int) -> AsyncIterator[None]:
+async def forwarded(bridge, port: int) -> AsyncIterator[None]:
     """The loopback port ``port`` out here, reached at the same place inside."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +51,7 @@ async def forwarded(namespace: str, port: int) -> AsyncIterator[None]:
         from_gateway, to_gateway = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(pump(reader, to_gateway), pump(from_gateway, writer))
 
-    server = await asyncio.start_server(accept, sock=await asyncio.to_thread(listen_inside, namespace, port))
+    server = await asyncio.start_server(accept, sock=await asyncio.to_thread(bridge.listen, "127.0.0.1", port))
     try:
         yield
     finally:
@@ -110,20 +61,24 @@ async def forwarded(namespace: str, port: int) -> AsyncIterator[None]:
 class Island:
     """A Ray head out here and a node in the namespace, each with everything below one process."""
 
-    def __init__(self, namespace: str, logs: Path) -> None:
-        self._namespace, self._said = namespace, logs / "node.log"
-        with socket.create_server((HERE, 0)) as free:
-            self.address = f"{HERE}:{free.getsockname()[1]}"
+    def __init__(self, bridge, logs: Path) -> None:
+        self._said = logs / "node.log"
+        with socket.create_server((bridge.HERE, 0)) as free:
+            self.address = f"{bridge.HERE}:{free.getsockname()[1]}"
         port = self.address.rpartition(":")[2]
         self._head = ray_start(
-            "--head", f"--port={port}", f"--node-ip-address={HERE}", "--include-dashboard=false", said=logs / "head.log"
+            "--head",
+            f"--port={port}",
+            f"--node-ip-address={bridge.HERE}",
+            "--include-dashboard=false",
+            said=logs / "head.log",
         )
-        wait_for_port(HERE, int(port))
+        wait_for_port(bridge.HERE, int(port))
         self._node = ray_start(
             f"--address={self.address}",
-            f"--node-ip-address={THERE}",
+            f"--node-ip-address={bridge.THERE}",
             said=self._said,
-            before=("ip", "netns", "exec", namespace),
+            before=("ip", "netns", "exec", bridge.namespace),
         )
         self._wait_for_node()
 
@@ -142,13 +97,6 @@ class Island:
     def shards_there(self) -> set[int]:
         """Processes of shards in the namespace."""
         return shards_below(self._node)
-
-    def cut(self) -> None:
-        """No packet passes any more, and nobody is told."""
-        ip("link", "set", self._namespace, "nomaster")
-
-    def heal(self) -> None:
-        ip("link", "set", self._namespace, "master", f"{self._namespace}b")
 
     def stop(self) -> None:
         for root in (self._node, self._head):
@@ -194,27 +142,27 @@ async def until(holds: Callable[[], bool], limit_s: float, what: str) -> None:
 
 @pytest.mark.slow
 async def test_two_incarnations_of_a_shard_at_once_send_nothing_twice_and_nothing_over_a_quota(
-    namespace, empty_url, tmp_path
+    bridge, empty_url, tmp_path
 ):
     plan = ChaosPlan(builtin(), seed=1, devices=12, leads=500, shards=SHARDS, quota_per_hour=30)
     short = Path("/tmp") / f"dp-{secrets.token_hex(3)}"
     short.mkdir()
     with private_ray(short), start_gateway(plan, tmp_path) as gateway:
         await populate(plan, empty_url, gateway.url)
-        island = await asyncio.to_thread(Island, namespace, tmp_path)
+        island = await asyncio.to_thread(Island, bridge, tmp_path)
         engine = Engine(
             tmp_path / "run.log",
             ["--shards", str(SHARDS), "--ray-address", island.address],
             {**SETTINGS, "database_url": empty_url},
         )
         try:
-            async with forwarded(namespace, gateway.port):
+            async with forwarded(bridge, gateway.port):
                 await engine.start()
                 old, neighbours = island.shards_there(), island.shards_here()
                 assert old, "no shard was placed in the namespace"
                 progress = await bring_leads(plan, empty_url)
                 await until(lambda: len(gateway.arrivals()) > 100, 60, "nothing is sent")
-                island.cut()
+                bridge.cut()
                 await until(lambda: len(island.shards_here()) == SHARDS, 90, "no successors were started")
                 assert old <= set(psutil.pids()), "the first incarnations are gone: they did not run at once"
                 new = island.shards_here() - neighbours
@@ -222,7 +170,7 @@ async def test_two_incarnations_of_a_shard_at_once_send_nothing_twice_and_nothin
                 await until(lambda: time.monotonic() - alive_s > 20, 30, "time stands still")
                 assert old | new <= set(psutil.pids()), "one of two incarnations is gone"
                 assert len(gateway.arrivals()) > arrived + 50
-                island.heal()
+                bridge.heal()
                 for _ in range(200):
                     await progress.look(empty_url)
                     if progress.drained:

@@ -10,19 +10,26 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
+import numpy as np
 import pytest
 
+from dispatcher.core.batches import Leased
 from dispatcher.core.graph import Step
+from dispatcher.core.identity import idempotency_keys
+from dispatcher.core.leases import Ends, Want
 from dispatcher.core.moments import to_datetime
-from dispatcher.ports import CoordinatorStore, ShardStore
+from dispatcher.core.outcomes import Outcome
+from dispatcher.ports import CoordinatorStore, Enrolled, ShardStore
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import stamp
-from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, MemoryShardStore
+from simulate.evidence import Evidence, collect
+from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, MemoryShardStore, evidence
 
+LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
 STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point"}
 MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
@@ -50,6 +57,7 @@ class StoreWorld(Protocol):
     def coordinator(self, holder: str = "one") -> CoordinatorStore: ...
     def shard(self, shard: int = 0, holder: str = "one") -> ShardStore: ...
     async def tables(self) -> Tables: ...
+    async def evidence(self) -> Evidence: ...
 
 
 class MemoryWorld:
@@ -94,6 +102,9 @@ class MemoryWorld:
 
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
+
+    async def evidence(self) -> Evidence:
+        return evidence(self.database, LABELS)
 
     def coordinator(self, holder: str = "one") -> CoordinatorStore:
         return MemoryCoordinatorStore(self.database, holder)
@@ -234,6 +245,9 @@ class PostgresWorld:
             await self._locker.execute("BEGIN")
             await self._locker.execute("SELECT FROM leads WHERE id = ANY ($1::bigint[]) FOR UPDATE", leads)
 
+    async def evidence(self) -> Evidence:
+        return await collect(self._connection, LABELS)
+
     def coordinator(self, holder: str = "one") -> CoordinatorStore:
         return PostgresCoordinatorStore(self._pool, holder)
 
@@ -320,3 +334,119 @@ async def store_world(request: pytest.FixtureRequest, new_postgres_world: Callab
 def new_memory_world() -> Callable[[], StoreWorld]:
     """Makes worlds on the twin."""
     return MemoryWorld
+
+
+STEPS = [Step("start", "one", "two", 1, 1, True), Step("two", "two", None, 24, 2)]
+ONE = UUID(int=1)
+SECOND_US = 1_000_000
+HOUR_US = 3600 * SECOND_US
+DAY_US = 24 * HOUR_US
+DEADLINE_US = 30 * SECOND_US
+
+
+class Story:
+    """Two devices of shard 0, a sequence of two steps, a coordinator and a shard in office."""
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+        self.store, self.shard = world.coordinator(), world.shard()
+
+    async def begin(self) -> None:
+        for name in ("d-1", "d-2"):
+            await self.world.add_device(name, shard_id=0)
+        await self.world.add_sequence("fitness", STEPS)
+        await self.store.begin_day(self.now_us, 2, DAY_US)
+        self.epoch, self.shard_epoch = await self.store.seat.raise_epoch(), await self.shard.seat.raise_epoch()
+        self.catalogue = await self.store.catalogue(self.now_us)
+
+    @property
+    def now_us(self) -> int:
+        return int(self.world.now_us)
+
+    async def wait(self, span_us: int) -> None:
+        await self.world.set_now(self.now_us + span_us)
+
+    async def leads(self, *triggers: str | None) -> None:
+        """Leads by trigger list, enrolled on device 1."""
+        for trigger in triggers:
+            known = len((await self.world.tables())["leads"])
+            await self.world.add_lead(f"99910{known + 1}", trigger)
+        await self.enrol()
+
+    async def enrol(self, rows: int = 100, epoch: int | None = None) -> Enrolled:
+        return await self.store.enrol(
+            self.catalogue, [ONE] * rows, self.now_us, epoch=epoch or self.epoch, rows=rows, hour_us=HOUR_US
+        )
+
+    async def claim(self, slots: int = 9, shard_epoch: int | None = None) -> Leased | None:
+        """Claim for device 1, five seconds a slot."""
+        want = Want(
+            shard=0,
+            epoch=shard_epoch or self.shard_epoch,
+            device_id=[ONE],
+            number=np.array([1], np.int32),
+            slots=np.array([slots], np.int32),
+            slot_us=self.now_us + 5 * SECOND_US * np.arange(slots, dtype=np.int64),
+        )
+        return await self.store.claim(want, self.now_us, epoch=self.epoch, deadline_us=DEADLINE_US, lead_fields=True)
+
+    async def look(self, leased: Leased) -> dict[int, str]:
+        texts = [f"said to {id_}" for id_ in leased.enrolment.tolist()]
+        return await self.shard.last_look(leased, texts, [None] * len(texts), self.now_us, self.now_us - DAY_US)
+
+    async def end(self, leased: Leased, *outcomes: str, next_: str = "waiting") -> None:
+        """One outcome a row; an attempt in doubt waits for its resend unless ``next_`` says otherwise."""
+        rows, delay_us = len(leased), HOUR_US
+        good = [outcome in ("accepted", "repeat") for outcome in outcomes]
+        doubt = np.array([outcome == "in_doubt" for outcome in outcomes], np.bool_)
+        after = {"rejected": "failed", "opted_out": "stopped"}
+        ends = Ends(
+            enrolment=leased.enrolment,
+            token=np.full(rows, leased.token, np.int64),
+            lead=leased.lead,
+            visit=leased.visit,
+            generation=leased.generation,
+            attempt=leased.attempt,
+            device=leased.device,
+            slot_us=leased.slot_us,
+            due_us=leased.due_us,
+            at_us=leased.slot_us + SECOND_US,
+            step=leased.step,
+            key=idempotency_keys(leased.enrolment, leased.visit, leased.generation),
+            outcome=list(outcomes),
+            message_id=["m" if ok else None for ok in good],
+            error=[None if ok else "why" for ok in good],
+            next_trigger=["two" if step == "start" else None for step in leased.step],
+            next_due_us=leased.slot_us + np.where(good, delay_us, 0),
+            next=[after.get(outcome, next_) for outcome in outcomes],
+            counted=doubt.astype(np.int32),
+            pinned=doubt,
+            handed=np.ones(rows, np.bool_),
+            text=[f"said to {id_}" if unknown else None for id_, unknown in zip(leased.enrolment, doubt, strict=True)],
+            media_url=[None] * rows,
+        )
+        await self.shard.end(ends, self.now_us, epoch=self.shard_epoch, deadline_us=DEADLINE_US)
+
+    async def states(self) -> list[tuple[Any, ...]]:
+        """Every enrolment: step, status, visit, attempt, whether leased, pinned, why stopped."""
+        rows = (await self.world.tables())["enrolments"]
+        return [(row[5], row[10], row[11], row[13], row[15] is not None, row[20], row[26]) for row in rows]
+
+    async def attempts(self) -> list[tuple[Any, ...]]:
+        """The ledger: enrolment, visit, attempt, outcome."""
+        return [(row[0], row[1], row[3], row[4]) for row in (await self.world.tables())["ledger"]]
+
+    async def triggers(self) -> list[str | None]:
+        return [row[1] for row in (await self.world.tables())["leads"]]
+
+    async def supersede(self) -> None:
+        """Another incarnation of the shard takes over."""
+        self.shard_epoch = await self.shard.seat.raise_epoch()
+
+
+@pytest.fixture
+async def story(store_world: StoreWorld) -> Story:
+    """A story that has begun, on either store."""
+    told = Story(store_world)
+    await told.begin()
+    return told

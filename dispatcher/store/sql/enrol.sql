@@ -76,7 +76,8 @@ candidate AS MATERIALIZED (
                 (SELECT c.home_device_id FROM sequence_contacts c
                  WHERE c.lead_id = l.id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
                 (SELECT c.home_device_id FROM sequence_contacts c
-                 WHERE c.lead_id = l.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id DESC LIMIT 1))) AS device_id
+                 WHERE c.lead_id = l.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id DESC
+                 LIMIT 1))) AS device_id
     FROM unnest($1::bigint[]) u(id)
     JOIN leads l ON l.id = u.id
     CROSS JOIN LATERAL dripline_tokens(l.trigger) t(token)
