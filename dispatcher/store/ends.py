@@ -72,10 +72,10 @@ class _Ending:
             repeated.attempt.tolist(),
         )
         await self.connection.execute(statements("complete")["clear_doubt"], *_visits(new), new.attempt.tolist())
-        known = {row["enrolment_id"] for row in credited}
+        known = {tuple(row) for row in credited}
         outcome = [
-            "repeat" if was == "repeat" and id_ in known else "accepted"
-            for was, id_ in zip(good.outcome, good.enrolment.tolist(), strict=True)
+            "repeat" if was == "repeat" and visit in known else "accepted"
+            for was, visit in zip(good.outcome, zip(*_visits(good), strict=True), strict=True)
         ]
         return good.replace(outcome=outcome)
 

@@ -1,4 +1,4 @@
-"""Rehearsals in a tiny world: one Ray for all of them, a database each, hooks between ticks; bridges that can be cut."""
+"""Rehearsals in a tiny world: one Ray for all of them, a database each, hooks between ticks; bridges to be cut."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ HASTY_MS = 1500
 ENDING = {"ends": "ours", "ends, default sockets": "default"}
 STOPPED = {"stops": "hasty", "stops, default sockets": "default"}
 """Which sockets each sender has."""
+ESTABLISHED = b"01"
 
 
 async def send_when_told(url: str, name: str, sockets: str) -> None:
@@ -78,11 +79,12 @@ async def line_of(process: Process) -> str:
 
 
 async def unacknowledged(namespace: str) -> int:
-    """Connections of the namespace with bytes the other side has not confirmed."""
+    """Open connections of the namespace with bytes the other side has not confirmed."""
     command = ("ip", "netns", "exec", namespace, "cat", "/proc/net/tcp")
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
     table, _ = await process.communicate()
-    return sum(not line.split()[4].startswith(b"00000000:") for line in table.splitlines()[1:])
+    rows = [line.split() for line in table.splitlines()[1:]]
+    return sum(row[3] == ESTABLISHED and not row[4].startswith(b"00000000:") for row in rows)
 
 
 @pytest.mark.slow

@@ -338,10 +338,7 @@ def new_memory_world() -> Callable[[], StoreWorld]:
 
 STEPS = [Step("start", "one", "two", 1, 1, True), Step("two", "two", None, 24, 2)]
 ONE = UUID(int=1)
-SECOND_US = 1_000_000
-HOUR_US = 3600 * SECOND_US
-DAY_US = 24 * HOUR_US
-DEADLINE_US = 30 * SECOND_US
+SECOND_US, HOUR_US, DAY_US, DEADLINE_US = 1_000_000, 3_600_000_000, 86_400_000_000, 30_000_000
 
 
 class Story:

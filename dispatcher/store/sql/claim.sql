@@ -100,7 +100,7 @@ SELECT id FROM s WHERE id IS NOT NULL;
 WITH waiting AS MATERIALIZED (
     SELECT DISTINCT ON (c.lead_id) c.ctid AS tid, c.lead_id, c.entry_trigger
     FROM sequence_contacts c WHERE c.status = 'active' AND c.next_trigger_time IS NULL
-    ORDER BY c.lead_id LIMIT $1::bigint
+    ORDER BY c.lead_id, c.id LIMIT $1::bigint
 ),
 lead AS MATERIALIZED (
     SELECT w.tid, w.entry_trigger, l.id AS lead_id FROM waiting w JOIN leads l ON l.id = w.lead_id

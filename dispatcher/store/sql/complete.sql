@@ -155,7 +155,7 @@ WHERE c.id = g.id AND c.lease_token = g.token;
 -- name: credit_doubt
 -- "Accepted before": the earliest attempt in doubt counts as the one; whether later ones arrived as repetitions
 -- stays unknown. The attempt that got this answer is not its own predecessor, and a visit that has its accepted attempt
--- (a commit whose answer was lost is repeated) gets no second one. Returns the enrolments it is now known for.
+-- (a commit whose answer was lost is repeated) gets no second one. Returns the visits it is now known for.
 WITH first AS (
     SELECT l.enrolment_id, l.visit, l.generation, min(l.attempt) AS attempt, v.at, v.message_id
     FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::text[], $6::integer[])
@@ -171,7 +171,7 @@ SET outcome = 'accepted', accepted_at = dripline_at(f.at), gateway_message_id = 
 FROM first f
 WHERE l.enrolment_id = f.enrolment_id AND l.visit = f.visit AND l.generation = f.generation
   AND l.attempt = f.attempt AND l.outcome = 'in_doubt'
-RETURNING l.enrolment_id;
+RETURNING l.enrolment_id, l.visit, l.generation;
 
 -- name: clear_doubt
 -- A fresh acceptance under a key that gateways remember: the attempts in doubt before it never arrived.

@@ -20,9 +20,7 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_key, idempotency_keys
 from dispatcher.core.leases import EndedLeases, Ends, Want
 
-SECOND_US = 1_000_000
-HOUR_US = 3600 * SECOND_US
-DEADLINE_US = 30 * SECOND_US
+SECOND_US, HOUR_US, DEADLINE_US = 1_000_000, 3_600_000_000, 30_000_000
 LISTS = [
     *(None, "", "a_start", "b_start", "c_start", "a_start,b_start", " b_start , c_start,", "c_other,c_start"),
     *("nobody", "a_start,a_start", "xa_start", "a_start,b_start,c_start", "keep,c_start"),
