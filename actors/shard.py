@@ -184,9 +184,9 @@ class DeviceShard:
         """What became due again; see ``Shard.take_due``."""
         return self._owning.take_due()
 
-    async def fate(self, token: Int64s, enrolment: Int64s) -> Int8s:
+    async def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """What became of leases; see ``Shard.fate``."""
-        return self._owning.fate(token, enrolment)
+        return self._owning.fate(token, epoch, enrolment)
 
     # Rehearsals ----------------------------------------------------------------------------------------------
 

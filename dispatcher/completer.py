@@ -97,9 +97,7 @@ def _setback(
     outcome, at_us = Outcome(outcomes.outcome[row]), int(outcomes.at_us[row])
     retries = int(leased.retries[row])
     if outcome in UNCOUNTED:
-        asked_s = outcomes.retry_after_s[row]
-        wait_s = float(asked_s) if asked_s == asked_s else (backoff.THROTTLE_S if outcome is Outcome.THROTTLED else 0.0)
-        return "waiting", 0, at_us + span_us(wait_s), False
+        return "waiting", 0, at_us + span_us(_snooze_s(leased, outcomes, row, settings)), False
     if outcome is Outcome.OPTED_OUT:
         return "stopped", 0, at_us, False
     if outcome is Outcome.REJECTED:
@@ -111,9 +109,23 @@ def _setback(
         return "waiting", 1, max(at_us, last_us), True
     if retries >= settings.retry_limit:
         return "failed", 1, at_us, False
+    return "waiting", 1, at_us + span_us(_backoff_s(leased, row, retries, settings)), False
+
+
+def _snooze_s(leased: Leased, outcomes: Outcomes, row: int, settings: Settings) -> float:
+    """How long an attempt waits that is not counted."""
+    asked_s = float(outcomes.retry_after_s[row])
+    if asked_s == asked_s:
+        return asked_s
+    if outcomes.outcome[row] == Outcome.THROTTLED:
+        return backoff.THROTTLE_S
+    # What came too late would be too late again: the machine has more to send than it can, or a clock is off.
+    return _backoff_s(leased, row, 0, settings) if outcomes.outcome[row] == Outcome.EXPIRED else 0.0
+
+
+def _backoff_s(leased: Leased, row: int, retries: int, settings: Settings) -> float:
     uniform = backoff.draw(0, int(leased.enrolment[row]), int(leased.visit[row]), retries)
-    wait_s = backoff.delay_s(retries + 1, uniform, settings.retry_base_s, settings.retry_cap_s)
-    return "waiting", 1, at_us + span_us(float(wait_s)), False
+    return float(backoff.delay_s(retries + 1, uniform, settings.retry_base_s, settings.retry_cap_s))
 
 
 async def persistently(statement: Callable[[], Awaitable[T]]) -> T:

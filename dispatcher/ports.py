@@ -45,7 +45,7 @@ class Fate(IntEnum):
     NEVER_SEEN = 0
     """It never was, and never will be, handed over: from now on the shard refuses it."""
     IN_HAND = 1
-    """The shard has it: pending, handed over, or about to be written. Leave it alone."""
+    """Pending, handed over, about to be written, or not this incarnation's to speak of. Leave it alone."""
 
 
 class Shards(Protocol):
@@ -63,8 +63,8 @@ class Shards(Protocol):
     async def take_due(self, shard: int) -> DueSoon:
         """What became due again since the shard was asked last, and the devices with an attempt that has ended."""
 
-    async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
-        """``Fate`` of each lease, by the shard's live incarnation."""
+    async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
+        """``Fate`` of each lease, by the live incarnation; those of another one it says to leave alone."""
 
 
 # The store ---------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class RescueStore(Protocol):
         """Leases whose slot is before ``before_us`` or whose incarnation is superseded, at most ``rows``."""
 
     async def return_leases(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
-        """End leases that surely were not handed over."""
+        """End leases that surely were not handed over; one whose hand-over is on record stays."""
 
     async def doubt(
         self, leases: EndedLeases, keys: list[bytes], resend: NDArray[np.bool_], due_us: Int64s, now_us: int
@@ -181,7 +181,7 @@ class BalanceStore(Protocol):
         """Sequences with held enrolments."""
 
     async def finish_waiting(self, rows: int, now_us: int) -> int:
-        """Complete enrolments whose lead was locked when the last step was accepted."""
+        """Complete enrolments whose lead was locked when the last step was accepted; mark opt-outs that waited so."""
 
     async def misplaced(self, left: list[UUID], rows: int) -> Int64s:
         """Waiting enrolments whose home device is among ``left``, or that have none; at most ``rows``."""

@@ -55,7 +55,7 @@ class Rescuer:
         for shard in np.unique(leases.shard[over_time]).tolist():
             part = leases.take(over_time[leases.shard[over_time] == shard])
             try:
-                fate = await self._shards.fate(shard, part.token, part.enrolment)
+                fate = await self._shards.fate(shard, part.token, part.epoch, part.enrolment)
             except ShardUnavailableError as error:
                 _log.warning("%d ended leases wait for their shard: %s", len(part), error)
                 continue

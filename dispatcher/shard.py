@@ -31,6 +31,7 @@ from dispatcher.slots import SlotBook
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
+_SETTLE_S = 0.05
 _KEY_MARGIN = 0.9
 """A key counts as forgotten before its time is up: clocks differ, and a resend takes a while."""
 
@@ -400,19 +401,34 @@ class Shard:
         for token in await self._store.leased_tokens(self.epoch):
             if token not in self._seen:
                 leased = await self._store.read_lease(self.epoch, token)
-                if leased is not None:
-                    self.deliver(0, leased)
+                if leased is None:
+                    continue
+                # Tokens are forgotten in time; what is in hand is known without them.
+                lost = np.flatnonzero(~np.isin(leased.enrolment, self._enrolments_in_hand()))
+                if len(lost):
+                    self.deliver(0, leased.take(lost))
                     found += 1
         return found
 
-    def fate(self, token: Int64s, enrolment: Int64s) -> Int8s:
-        """``Fate`` of each lease; one that was never seen is refused from now on."""
-        in_hand = [leased.enrolment for leased in (*self._pending, *self._out.values())]
-        mine = np.concatenate([*in_hand, self._completer.unwritten()])
-        seen = np.isin(enrolment, mine)
+    def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
+        """``Fate`` of each lease; one of this epoch that was never seen is refused from now on."""
+        seen = np.isin(enrolment, self._enrolments_in_hand()) | (epoch != self.epoch)
         for unknown in np.unique(token[~seen]).tolist():
             self._seen.setdefault(unknown, None)
         return np.where(seen, Fate.IN_HAND, Fate.NEVER_SEEN).astype(np.int8)
+
+    def _enrolments_in_hand(self) -> Int64s:
+        """Enrolments whose leases have no written end."""
+        in_hand = [leased.enrolment for leased in (*self._pending, *self._out.values())]
+        return np.concatenate([*in_hand, self._completer.unwritten()])
+
+    async def settle(self, now_us: int, within_s: float) -> None:
+        """Write the ends of what is out already, as they come, for at most ``within_s``; nothing more leaves."""
+        self._pending = []
+        until_s = liveness_s() + within_s
+        while self._out and liveness_s() < until_s:
+            await asyncio.sleep(_SETTLE_S)
+        await self.complete(now_us)
 
     async def drain(self, now_us: int) -> int:
         """Give back what has not left yet and write every end; returns how many leases were given back."""

@@ -37,7 +37,7 @@ class ShardLoop:
         self._shard, self._clock, self._settings = shard, clock, settings
         self._tasks = Loops(f"shard {shard.shard}")
         self._lasting: list[asyncio.Task[None]] = []
-        self._draining = self._completing = False
+        self._draining = self._completing = self._fenced = False
         self._next_hand_over_s = -math.inf
         self.outcomes: Counter[str] = Counter()
         """Attempts so far, by outcome."""
@@ -89,8 +89,10 @@ class ShardLoop:
 
     @property
     def epoch(self) -> int:
-        """The epoch it took its devices over with; -1 when this incarnation has ended."""
-        return -1 if self.broken else self._shard.epoch
+        """The epoch it took its devices over with; 0 once that is superseded, -1 when this incarnation has ended."""
+        if self.broken:
+            return -1
+        return 0 if self._fenced else self._shard.epoch
 
     @property
     def in_hand(self) -> int:
@@ -104,7 +106,7 @@ class ShardLoop:
         Raises:
             ShardUnavailableError: it does not own its devices any more.
         """
-        if self.broken or self._draining:
+        if self.broken or self._draining or self._fenced:
             raise ShardUnavailableError(f"shard {self._shard.shard} does not own its devices")
         return self._shard
 
@@ -123,14 +125,14 @@ class ShardLoop:
         """See ``Shard.take_due``."""
         return self.own.take_due()
 
-    def fate(self, token: Int64s, enrolment: Int64s) -> Int8s:
+    def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``Shard.fate``."""
-        return self.own.fate(token, enrolment)
+        return self.own.fate(token, epoch, enrolment)
 
     # Loops ---------------------------------------------------------------------------------------------------
 
     async def _keep_epoch(self) -> None:
-        while not self.broken:
+        while not (self.broken or self._fenced):
             await self.beat()
             await asyncio.sleep(self._settings.heartbeat_s)
 
@@ -141,14 +143,21 @@ class ShardLoop:
         except StoreUnavailableError as error:
             _log.warning("shard %d could not renew its epoch: %s", self._shard.shard, error)
         except FencedError as error:
-            _log.error("%s: this incarnation stops", error)
-            self._tasks.broken = True
+            if not self._fenced:
+                _log.error("%s: this incarnation stops", error)
+                self._fenced = True
+                self._tasks.start(self._settle())
         # Trust may have come back, and the clock may have moved: slots may have come.
         self.wake()
 
+    async def _settle(self) -> None:
+        """Superseded: what is out still gets its ends before somebody takes this one's place."""
+        await self._shard.settle(self._clock.now_us(), self._settings.deadline_s)
+        self._tasks.broken = True
+
     async def _live(self) -> None:
         look_s = liveness_s() + self._settings.look_s
-        while not self.broken:
+        while not (self.broken or self._fenced):
             if liveness_s() >= look_s:
                 await self._look()
                 look_s = liveness_s() + self._settings.look_s

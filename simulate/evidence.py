@@ -133,6 +133,8 @@ class Evidence:
     """By lead id and entry trigger, from when the engine had seen that it was taken off by hand, until it came back."""
     retriggered: frozenset[tuple[int, str]] = frozenset()
     """Lead ids and entry triggers that were put on again by hand: whether the lead carries it proves nothing."""
+    stripped: int = 0
+    """Triggers gone from leads though nobody took them off and no enrolment by them has completed."""
     by_hand: frozenset[tuple[int, int, int]] = frozenset()
     """(enrolment, visit, generation) of the visits that a person has settled: their word, not the gateway's."""
     refresh_us: int = 0

@@ -35,8 +35,10 @@ class EndedLeases(Columns):
     visit: Int32s
     generation: Int32s
     retries: Int32s
+    epoch: Int64s
+    """What the lease was made under."""
     shard: Int32s
-    """Whose epoch the lease was made under; -1 where that is superseded."""
+    """Whose epoch that is; -1 where it is superseded."""
     deadline_us: Int64s
     idempotent: NDArray[np.bool_]
     handed: NDArray[np.bool_]

@@ -71,6 +71,7 @@ class PostgresCoordinatorStore:
         Records of hand-overs older than ``kept_us`` are given up.
         """
         async with self._session.transaction() as connection:
+            await connection.execute(statements("catalogue")["one_at_a_time"])
             await connection.execute(statements("catalogue")["forget_handovers"], now_us - kept_us)
             return int(await connection.fetchval(statements("catalogue")["make_partitions"], now_us, days_ahead))
 
@@ -179,7 +180,8 @@ class PostgresCoordinatorStore:
         return [row["id"] for row in await self._session.rows("held_sequences")]
 
     async def finish_waiting(self, rows: int, now_us: int) -> int:
-        """Complete enrolments whose lead was locked when the last step was accepted."""
+        """Complete enrolments whose lead was locked when the last step was accepted; mark opt-outs that waited so."""
+        await self._session.changed("suppress_waiting", rows)
         async with self._session.transaction() as connection:
             await connection.execute("SELECT set_config('dripline.completing', 'on', true)")
             done = await connection.execute(statements("claim")["finish_waiting"], rows, now_us)
@@ -197,6 +199,7 @@ class PostgresCoordinatorStore:
         return EndedLeases(
             enrolment=np.array([row["id"] for row in found], np.int64),
             token=np.array([row["token"] for row in found], np.int64),
+            epoch=np.array([row["epoch"] for row in found], np.int64),
             visit=np.array([row["visit"] for row in found], np.int32),
             generation=np.array([row["generation"] for row in found], np.int32),
             retries=np.array([row["retries"] for row in found], np.int32),
@@ -209,10 +212,13 @@ class PostgresCoordinatorStore:
         )
 
     async def return_leases(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
-        """End leases that surely were not handed over."""
-        rows = len(enrolment)
+        """End leases that surely were not handed over; one whose hand-over is on record stays."""
+        leases = dict(zip(enrolment.tolist(), token.tolist(), strict=True))
+        for row in await self._session.rows("handed_since", list(leases), list(leases.values())):
+            del leases[row["id"]]
+        rows = len(leases)
         return await self._session.changed(
-            "give_back", enrolment.tolist(), token.tolist(), [due_us] * rows, [None] * rows, now_us, [False] * rows
+            "give_back", list(leases), list(leases.values()), [due_us] * rows, [None] * rows, now_us, [False] * rows
         )
 
     async def doubt(

@@ -38,7 +38,10 @@ class _Ending:
         if not accepted.all():
             others = np.flatnonzero(~accepted)
             if await self._end_others(ends.take(others)) < len(others):
-                await self._release(await self._record_late(ends.take(others[ends.handed[others]])))
+                late = ends.take(others[ends.handed[others]])
+                # Whoever else writes ends of these visits comes before or after, not between the look and the release.
+                await self.connection.execute(statements("complete")["lock_enrolments"], late.enrolment.tolist())
+                await self._release(await self._record_late(late))
             refused = ends.device[[outcome == "credentials" for outcome in ends.outcome]]
             if len(refused):
                 await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist())

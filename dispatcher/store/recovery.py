@@ -31,7 +31,6 @@ LOST: Final = "the database was recovered"
 ID_GAP: Final = 1_000_000_000
 PAGE_ROWS: Final = 5000
 
-_LEADER_S: Final = 60.0
 _ADVICE: Final = "run: dripline db recovered --since <when what is lost begins>"
 _SILENT: Final = (
     asyncpg.InsufficientPrivilegeError,
@@ -153,15 +152,12 @@ async def recover(
         rows: how many at a time.
 
     Raises:
-        RefusedError: it is a rehearsal, or an engine is running.
+        RefusedError: it is a rehearsal, or an engine is running, or has begun to because a page took too long.
     """
     sql = statements("recovery")
     await require_recoverable(connection, leader_s)
-    lifetime_s = max(_LEADER_S, leader_s)
     holder = f"db recovered by {lost.actor}"
-    lead = statements("epochs")["take_leadership"], holder, lifetime_s
-    if await connection.fetchval(*lead) is None:
-        raise _running(await connection.fetchval(statements("epochs")["current_leader"]))
+    await _lead(connection, holder, leader_s)
     try:
         await connection.execute(sql["begin_recovery"], lost.since_us)
         await connection.execute(sql["leave_gap"], ID_GAP)
@@ -171,7 +167,7 @@ async def recover(
         held = resent = last = 0
         more = lost.since_us < lost.until_us
         while more:
-            await connection.execute(*lead)
+            await _lead(connection, holder, leader_s)
             page = await _hold_page(connection, lost, begun_us, last, rows)
             held, resent, last = held + page.held, resent + page.resent, page.last
             more = page.more
@@ -181,6 +177,12 @@ async def recover(
         return done
     finally:
         await connection.execute(statements("epochs")["end_leadership"], holder)
+
+
+async def _lead(connection: asyncpg.Connection, holder: str, leader_s: float) -> None:
+    """Take or renew the leadership, so that no engine runs meanwhile."""
+    if await connection.fetchval(statements("epochs")["take_leadership"], holder, leader_s) is None:
+        raise _running(await connection.fetchval(statements("epochs")["current_leader"]))
 
 
 async def foresee(connection: asyncpg.Connection, lost: Lost, *, leader_s: float) -> Recovered:

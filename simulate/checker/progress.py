@@ -192,6 +192,7 @@ def _triggers(matched: Matched) -> list[Breach]:
         Breach(
             1, "lost", "carries an open entry's trigger and was never enrolled", "leads", np.arange(evidence.missed)
         ),
+        Breach(7, "lost", "a trigger is gone that nobody took off", "leads", np.arange(evidence.stripped)),
     ]
     if evidence.drained:
         taken = np.flatnonzero(matched.has_status("active") & ~carries)

@@ -17,7 +17,7 @@ from dispatcher.core.triggers import remove
 from dispatcher.errors import FencedError
 from dispatcher.ports import Enrolled, Search, Versions
 from simulate.memory_store.database import MemoryDatabase
-from simulate.memory_store.ending import Given, Setback, end_attempts, give_back
+from simulate.memory_store.ending import Given, Setback, end_attempts, give_back, suppress_waiting
 from simulate.memory_store.enrolling import enrol, search_entries
 from simulate.memory_store.epochs import COORDINATOR, MemorySeat, shard_of, shard_seat
 from simulate.memory_store.leases import leased_rows
@@ -164,6 +164,7 @@ class MemoryCoordinatorStore:
         return EndedLeases(
             enrolment=np.array([row.id for row in found], np.int64),
             token=np.array([row.token for row in found], np.int64),
+            epoch=np.array([row.epoch for row in found], np.int64),
             visit=np.array([row.visit for row in found], np.int32),
             generation=np.array([row.generation for row in found], np.int32),
             retries=np.array([row.retries for row in found], np.int32),
@@ -176,9 +177,13 @@ class MemoryCoordinatorStore:
         )
 
     async def return_leases(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
-        """End leases that surely were not handed over."""
-        leases = zip(enrolment.tolist(), token.tolist(), strict=True)
-        return give_back(self._database, [Given(id_, token, due_us, None, False) for id_, token in leases], now_us)
+        """End leases that surely were not handed over; one whose hand-over is on record stays."""
+        unsent = [
+            Given(id_, lease, due_us, None, False)
+            for id_, lease in zip(enrolment.tolist(), token.tolist(), strict=True)
+            if not any(id_ in record.said for record in self._database.handovers.get(lease, ()))
+        ]
+        return give_back(self._database, unsent, now_us)
 
     async def doubt(
         self, leases: EndedLeases, keys: list[bytes], resend: NDArray[np.bool_], due_us: Int64s, now_us: int
@@ -226,7 +231,8 @@ class MemoryCoordinatorStore:
         return sorted({row.sequence for row in self._database.enrolments.values() if row.held})
 
     async def finish_waiting(self, rows: int, now_us: int) -> int:
-        """Complete enrolments whose lead was locked when the last step was accepted."""
+        """Complete enrolments whose lead was locked when the last step was accepted; mark opt-outs that waited so."""
+        suppress_waiting(self._database, rows)
         first: dict[int, Enrolment] = {}
         for row in self._database.enrolments.values():
             if row.status == "active" and row.due_us is None:
@@ -256,10 +262,10 @@ class MemoryCoordinatorStore:
 
     async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
         """Give waiting enrolments another home device."""
-        moved = 0
+        moved, known = 0, {device.id for device in self._database.devices.values()}
         for id_, home in zip(enrolment.tolist(), device_id, strict=True):
             row = self._database.enrolments.get(id_)
-            if row is not None and row.waiting and not row.pinned:
+            if row is not None and row.waiting and not row.pinned and home in known:
                 row.home = home
                 self._database.place(row)
                 moved += 1

@@ -51,6 +51,8 @@ class MemoryDatabase:
         """By id, ascending."""
         self.locked_leads: set[int] = set()
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
+        self.opt_outs: dict[int, int] = {}
+        """Leads that a gateway says want no messages, and since when, while their rows are locked."""
         self.queue: list[Change] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from dispatcher.core import triggers
 from dispatcher.core.leases import Ends
-from dispatcher.errors import StoreUnavailableError
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.ledger import Visit
 from simulate.memory_store.rows import Attempt, Enrolment
@@ -102,15 +101,8 @@ def rows_of(ends: Ends) -> Iterator[End]:
 
 
 def write_ends(database: MemoryDatabase, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
-    """Write a batch; what is there already changes nothing.
-
-    Raises:
-        StoreUnavailableError: a recipient has opted out and somebody holds the lead's row.
-    """
-    rows = list(rows_of(ends))
-    if any(row.outcome == "opted_out" and row.lead in database.locked_leads for row in rows):
-        raise StoreUnavailableError("a lead's row is locked")
-    _Ending(database, now_us, epoch, deadline_us).write(rows)
+    """Write a batch; what is there already changes nothing."""
+    _Ending(database, now_us, epoch, deadline_us).write(list(rows_of(ends)))
 
 
 def end_attempts(database: MemoryDatabase, ends: Iterable[Setback], now_us: int) -> int:
@@ -279,6 +271,7 @@ class _Ending:
             stopped = row.stop_reason is not None and end.next_trigger is not None
             _next_visit(row)
             row.held = False
+            row.home = row.home if any(row.home == device.id for device in database.devices.values()) else None
             row.step = end.next_trigger or row.step
             row.due_us = end.next_due_us if end.next_trigger is not None else None
             row.status = "stopped" if stopped else "active"
@@ -366,10 +359,22 @@ def _close(row: Enrolment, at_us: int) -> None:
 
 
 def _suppress(database: MemoryDatabase, lead: int, at_us: int) -> None:
-    """The gateway says that this recipient does not want messages."""
+    """The gateway says that this recipient does not want messages; marked later while somebody holds the lead's row."""
     row = database.leads.get(lead)
-    if row is not None and row.opted_out_us is None:
+    if row is None or lead in database.locked_leads:
+        database.opt_outs.setdefault(lead, at_us)
+    elif row.opted_out_us is None:
         database.set_lead(lead, opted_out_us=at_us)
+
+
+def suppress_waiting(database: MemoryDatabase, rows: int) -> None:
+    """Mark opt-outs that waited for a lead's row."""
+    free = [lead for lead in sorted(database.opt_outs) if lead in database.leads and lead not in database.locked_leads]
+    gone = [lead for lead in database.opt_outs if lead not in database.leads]
+    for lead in free[:rows]:
+        _suppress(database, lead, database.opt_outs[lead])
+    for lead in [*free[:rows], *gone]:
+        del database.opt_outs[lead]
 
 
 def _attempt(

@@ -104,13 +104,15 @@ class MemoryShardStore:
         lead = database.leads.get(row.lead)
         if lead is None:
             return "trigger removed"
-        if lead.opted_out_us is not None:
+        if lead.opted_out_us is not None or lead.id in database.opt_outs:
             return "opted out"
         if row.stop_reason is not None:
             return "stopped"
         if row.sequence not in database.active_sequences():
             return "paused"
         if row.pinned:
+            if row.device is not None and not row.device.gateway_idempotent:
+                return "key forgotten"
             unknown = database.ledger.in_doubt((row.id, row.visit, row.generation))
             if any(attempt.slot_us < key_known_us for attempt in unknown):
                 return "key forgotten"

@@ -135,9 +135,9 @@ class Calls:
         due: DueSoon = await self._call(shard, "take_due")
         return due
 
-    async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
+    async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
-        fate: Int8s = await self._call(shard, "fate", token, enrolment)
+        fate: Int8s = await self._call(shard, "fate", token, epoch, enrolment)
         return fate
 
     async def ping(self, shard: int) -> int:

@@ -49,7 +49,8 @@ def prove(
 ) -> None:
     """Prove the engine's promises: its services in virtual time, under faults drawn from seeds.
 
-    Exit status 0 if every invariant held on every seed - with --canaries, if every broken build was caught - else 1.
+    Exit status 0 if every invariant held on every seed and saturated devices were used to the full - with --canaries,
+    if every broken build was caught - else 1.
     """
     require_writable("--json", json_file)
     require_writable("--regressions", regressions)

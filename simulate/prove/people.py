@@ -239,8 +239,8 @@ class People:
     def _remove_step(self, dice: Dice, fault: Fault) -> None:
         trigger = self._trigger(dice)
         row = next(row for row in self._database.sequences.values() if any(s.trigger == trigger for s in row.steps))
-        if len(row.steps) > 1 and row.id is not None:
-            step = self._database.catalogue().step[trigger]
+        step = self._database.catalogue().step[trigger]
+        if len(row.steps) > 1 and row.id is not None and step.next_trigger != "nowhere":  # somebody is to mend that one
             self._database.remove_step(trigger)
             self._keep_catalogue()
             self._stage.after(fault.lasts_s, self._bring_step_back, row.id, step)

@@ -6,6 +6,7 @@ written before the next one starts.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from dispatcher.core.fleet import Gateway
 from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import ShardUnavailableError
+from dispatcher.rescuer import RescuePass, Rescuer
 from dispatcher.shard import Shard
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.coordinator_store import PostgresCoordinatorStore
@@ -29,6 +31,13 @@ from dispatcher.store.stamp import stamp
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 START_US = from_datetime(START)
+
+
+KIND = (
+    "ALTER TABLE dripline_database DISABLE TRIGGER dripline_keep_kind;"
+    " UPDATE dripline_database SET kind = '{kind}', clock = NULL;"
+    " ALTER TABLE dripline_database ENABLE TRIGGER dripline_keep_kind"
+)
 
 
 class Answer(NamedTuple):
@@ -126,8 +135,8 @@ class LocalShards:
             await own.complete(self._until_us)
         return own.take_due()
 
-    async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
-        return self._own(shard).fate(token, enrolment)
+    async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
+        return self._own(shard).fate(token, epoch, enrolment)
 
     def _own(self, shard: int) -> Shard:
         if shard in self.silent:
@@ -209,6 +218,14 @@ class World:
             "JOIN sequence_contacts c ON c.id = m.enrolment_id ORDER BY m.reserved_at, m.enrolment_id, m.attempt"
         )
 
+    async def waiters(self, count: int) -> None:
+        """Until so many statements wait for a lock."""
+        for _ in range(250):
+            if await self.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") >= count:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"fewer than {count} statements wait")
+
     def sent(self) -> list[tuple[str, str]]:
         """Phone and step of every request so far."""
         return [(request.to, request.step) for request in self.sender.requests]
@@ -253,6 +270,12 @@ class World:
         if not reached:
             del self.sender.requests[before:]
 
+    async def rescue(self) -> RescuePass:
+        """One pass over the leases that have ended; nothing is claimed."""
+        done = await Rescuer(await self.store(), self.settings, self.shards).run_once(self.now_us)
+        await self.coordinator.probe()
+        return done
+
     async def tick(self, seconds: float = 60) -> Pass:
         """Run ``seconds`` of virtual time; returns the first pass over it."""
         await self.execute("UPDATE dripline_database SET clock = dripline_at($1)", self.now_us)
@@ -261,6 +284,12 @@ class World:
             done = await self.coordinator.run_once(self.now_us, span_us(seconds))
         self.now_us += span_us(seconds)
         return first
+
+    async def pass_for(self, kind: str) -> None:
+        """From here on a ``live`` database, whose time is ours; or a ``rehearsal`` again, that goes on from now."""
+        if kind == "rehearsal":
+            self.now_us = await self.value("SELECT dripline_us(now())")
+        await self.execute(KIND.format(kind=kind))
 
     async def hours(self, hours: float) -> None:
         """Let time pass in which nothing runs."""
@@ -300,6 +329,35 @@ async def world(new_world: Callable[..., Awaitable[World]]) -> World:
     made = await new_world()
     await made.fitness()
     return made
+
+
+@pytest.fixture
+def heard_late(new_world: Callable[..., Awaitable[World]]) -> Callable[..., Awaitable[tuple[World, Shard]]]:
+    """Makes one lead whose first attempt is in doubt, while its shard, superseded, has heard what the gateway said.
+
+    It is ``held``, ``waiting`` for its resend, or ``leased`` to it. Gives the world and the superseded shard.
+    """
+
+    async def make(said: Answer, *, where: str) -> tuple[World, Shard]:
+        world = await new_world(0)
+        await world.devices(1, gateway_idempotent=where != "held")
+        await world.fitness()
+        await world.begin()
+        await world.lead("fitness_start")
+        world.shards.hand_over = False
+        await world.tick()
+        first = world.shards.shards[0]
+        world.sender.script["999101"] = [said]
+        await first.hand_over(world.now_us - span_us(60), world.now_us)
+        await world.restart()
+        if where == "leased":
+            await world.tick()
+        else:
+            await world.rescue()
+        assert [row[3:] for row in await world.attempts()] == [(1, "in_doubt")]
+        return world, first
+
+    return make
 
 
 @pytest.fixture

@@ -130,24 +130,15 @@ async def test_raising_an_epoch_waits_for_the_claim_under_way_and_the_next_claim
     store = await waiting.store()
     epoch, shard_epoch = waiting.coordinator.epoch, waiting.shards.shards[0].epoch
     claiming = asyncio.create_task(claim(store, waiting, {1: [1]}, epoch=epoch, shard_epoch=shard_epoch))
-    await waiters(waiting, 1)
+    await waiting.waiters(1)
     seat = (await waiting.store()).seat if name == "coordinator" else (await waiting.shard_store()).seat
     raising = asyncio.create_task(seat.raise_epoch())
-    await waiters(waiting, 2)
+    await waiting.waiters(2)
     assert not raising.done()
     await gate.close()
     assert (await claiming).phone == ["999101"]
     assert await raising > (epoch if name == "coordinator" else shard_epoch)
     assert await claim(store, waiting, {1: [1]}, epoch=epoch, shard_epoch=shard_epoch) is None
-
-
-async def waiters(world, count: int) -> None:
-    """Until so many statements wait for a lock."""
-    for _ in range(250):
-        if await world.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") >= count:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"fewer than {count} statements wait")
 
 
 async def test_a_paused_sequence_is_not_claimed_and_leaves_the_index_a_bounded_number_a_pass(new_world):

@@ -130,7 +130,7 @@ async def test_a_lead_that_changes_just_before_its_row_is_locked_still_loses_the
     gate = await connect(world.url)
     await gate.execute("SELECT pg_advisory_lock(7)")
     writing = asyncio.create_task(shard.complete(world.now_us))
-    await until_somebody_waits(world)
+    await world.waiters(1)
     await world.execute("UPDATE leads SET niche = 'changed', trigger = 'short,other,new'")
     await gate.close()
     await writing
@@ -146,7 +146,7 @@ async def test_an_enrolment_marked_while_the_end_is_written_moves_on_all_the_sam
     await transaction.start()
     await marking.execute("UPDATE sequence_contacts SET stop_reason = 'trigger removed'")
     writing = asyncio.create_task(shard.complete(world.now_us))
-    await until_somebody_waits(world)
+    await world.waiters(1)
     await transaction.commit()
     await marking.close()
     await writing
@@ -164,22 +164,13 @@ async def test_an_enrolment_marked_while_a_setback_is_written_ends_its_lease(wor
     await transaction.start()
     await marking.execute("UPDATE sequence_contacts SET stop_reason = 'opted out'")
     writing = asyncio.create_task(shard.complete(world.now_us))
-    await until_somebody_waits(world)
+    await world.waiters(1)
     await transaction.commit()
     await marking.close()
     await writing
     assert [row[4] for row in await world.attempts()] == [outcome]
     status = {"refused": "stopped", "in_doubt": "in_doubt", "rejected": "failed"}[outcome]
     assert await world.states() == [("999101", "fitness_start", 1, status, False, "opted out")]
-
-
-async def until_somebody_waits(world) -> None:
-    """Until a statement waits for a row lock."""
-    for _ in range(200):
-        if await world.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("nobody waits")
 
 
 async def test_a_batch_whose_commit_answer_was_lost_changes_nothing_when_repeated(new_world, answer):
@@ -221,8 +212,8 @@ async def test_ends_whose_write_fails_for_good_are_kept_and_stay_in_hand(world):
     await world.execute("ALTER TABLE sequence_contacts ADD CONSTRAINT broken CHECK (visit < 2)")
     with pytest.raises(asyncpg.CheckViolationError):
         await shard.complete(world.now_us)
-    (token,) = (await world.rows("SELECT lease_token FROM sequence_contacts"))[0]
-    assert shard.fate(np.array([token]), np.array([1])).tolist() == [Fate.IN_HAND]
+    (token, epoch) = (await world.rows("SELECT lease_token, lease_epoch FROM sequence_contacts"))[0]
+    assert shard.fate(np.array([token]), np.array([epoch]), np.array([1])).tolist() == [Fate.IN_HAND]
     await world.execute("ALTER TABLE sequence_contacts DROP CONSTRAINT broken")
     await shard.complete(world.now_us)
     assert await world.states() == [("999101", "fitness_day2", 2, "active", False, None)]

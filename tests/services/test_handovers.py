@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from dispatcher.rescuer import RescuePass, Rescuer
+from dispatcher.rescuer import RescuePass
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.connect import connect
 
@@ -31,13 +31,6 @@ async def make(new_world, *, idempotent: bool = True):
     return world
 
 
-async def rescue(world) -> RescuePass:
-    """One pass over the leases that have ended; nothing is claimed."""
-    done = await Rescuer(await world.store(), world.settings, world.shards).run_once(world.now_us)
-    await world.coordinator.probe()
-    return done
-
-
 async def leases(world) -> list[tuple]:
     """Of every enrolment: status, attempt, retry_count, pinned and what a resend says."""
     return await world.rows(
@@ -49,7 +42,7 @@ async def leases(world) -> list[tuple]:
 async def test_what_died_before_the_last_look_waits_again_and_nothing_is_in_doubt(new_world, idempotent):
     world = await make(new_world, idempotent=idempotent)
     await world.restart()
-    assert await rescue(world) == RescuePass(given_back=2)
+    assert await world.rescue() == RescuePass(given_back=2)
     assert await leases(world) == [("active", 0, 0, False, None)] * 2
     assert await world.attempts() == []
     await world.tick()
@@ -67,7 +60,7 @@ async def test_what_died_after_the_last_look_is_in_doubt_with_what_it_said(new_w
     world = await make(new_world, idempotent=idempotent)
     await world.die_handing_over()
     await world.restart()
-    assert await rescue(world) == rescued
+    assert await world.rescue() == rescued
     assert await leases(world) == after
     assert [row[3:] for row in await world.attempts()] == [(1, "in_doubt")] * 2
 
@@ -172,24 +165,15 @@ async def test_a_takeover_waits_for_a_last_look_under_way_and_counts_what_it_let
     )
     await world.execute("CREATE TRIGGER gate BEFORE INSERT ON handovers FOR EACH ROW EXECUTE FUNCTION pass_gate()")
     looking = asyncio.create_task(old.hand_over(world.now_us - MINUTE_US, world.now_us))
-    await waiters(world, 1)
+    await world.waiters(1)
     taking_over = asyncio.create_task(world.restart())
-    await waiters(world, 2)
+    await world.waiters(2)
     assert not taking_over.done()
     await gate.close()
     assert (await looking).handed == 2
     await taking_over
     assert await used(world) == 2
     assert await world.value("SELECT count(*) FROM handovers WHERE shard_epoch = $1", old.epoch) == 1
-
-
-async def waiters(world, count: int) -> None:
-    """Until so many statements wait for a lock."""
-    for _ in range(250):
-        if await world.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") >= count:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"fewer than {count} statements wait")
 
 
 async def used(world, shard: int = 0) -> int:
@@ -223,30 +207,6 @@ async def test_a_device_that_changes_hands_fences_its_former_owner_and_brings_wh
     assert (await used(world, 0), await used(world, 1)) == (0, 2), "what it had not handed over counts no more"
 
 
-async def in_doubt(new_world, said, *, where: str):
-    """One lead whose first attempt is in doubt, while its shard, superseded, has heard what the gateway said.
-
-    It is ``held``, ``waiting`` for its resend, or ``leased`` to it. Returns the world and the superseded shard.
-    """
-    world = await new_world(0)
-    await world.devices(1, gateway_idempotent=where != "held")
-    await world.fitness()
-    await world.begin()
-    await world.lead("fitness_start")
-    world.shards.hand_over = False
-    await world.tick()
-    first = world.shards.shards[0]
-    world.sender.script["999101"] = [said]
-    await first.hand_over(world.now_us - MINUTE_US, world.now_us)
-    await world.restart()
-    if where == "leased":
-        await world.tick()
-    else:
-        await rescue(world)
-    assert [row[3:] for row in await world.attempts()] == [(1, "in_doubt")]
-    return world, first
-
-
 @pytest.mark.parametrize("where", ["held", "waiting", "leased"])
 @pytest.mark.parametrize(
     ("outcome", "after"),
@@ -257,8 +217,8 @@ async def in_doubt(new_world, said, *, where: str):
         ("opted_out", ("fitness_start", 1, "stopped", "why", True)),
     ],
 )
-async def test_a_late_answer_settles_an_attempt_in_doubt(new_world, answer, outcome, after, where):
-    world, first = await in_doubt(new_world, answer(outcome, None if outcome == "accepted" else "why"), where=where)
+async def test_a_late_answer_settles_an_attempt_in_doubt(heard_late, answer, outcome, after, where):
+    world, first = await heard_late(answer(outcome, None if outcome == "accepted" else "why"), where=where)
     await first.complete(world.now_us)
     step, visit, status, error, opted_out = after
     leased = where == "leased" and outcome != "accepted"
@@ -291,8 +251,8 @@ async def test_a_late_answer_settles_an_attempt_in_doubt(new_world, answer, outc
         ("opted_out", [1], ["opted_out"], ("999101", "fitness_start", 1, "stopped", False, "opted out")),
     ],
 )
-async def test_a_resend_under_way_is_left_to_its_own_end(new_world, answer, outcome, sent, ledger, state):
-    world, first = await in_doubt(new_world, answer(outcome, "why"), where="leased")
+async def test_a_resend_under_way_is_left_to_its_own_end(heard_late, answer, outcome, sent, ledger, state):
+    world, first = await heard_late(answer(outcome, "why"), where="leased")
     await first.complete(world.now_us)
     second = world.shards.shards[0]
     await second.hand_over(world.now_us - MINUTE_US, world.now_us)
@@ -303,11 +263,11 @@ async def test_a_resend_under_way_is_left_to_its_own_end(new_world, answer, outc
     assert await world.states() == [state]
 
 
-async def test_a_late_answer_releases_nothing_while_another_attempt_is_unknown(new_world, answer):
-    world, first = await in_doubt(new_world, answer("refused", "why"), where="leased")
+async def test_a_late_answer_releases_nothing_while_another_attempt_is_unknown(heard_late, answer):
+    world, first = await heard_late(answer("refused", "why"), where="leased")
     await world.die_handing_over()
     await world.restart()
-    await rescue(world)
+    await world.rescue()
     await first.complete(world.now_us)
     assert [row[3:] for row in await world.attempts()] == [(1, "refused"), (2, "in_doubt")]
     assert await leases(world) == [("active", 2, 2, True, STEP)]
@@ -322,7 +282,7 @@ async def test_a_text_that_cannot_be_said_leaves_no_trace_once_its_lease_is_gone
     first = world.shards.shards[0]
     await first.hand_over(world.now_us - MINUTE_US, world.now_us)
     await world.restart()
-    await rescue(world)
+    await world.rescue()
     await first.complete(world.now_us)
     assert (await world.attempts(), await world.states()) == ([], [WAITING])
     assert await world.value("SELECT count(*) FROM handovers") == 0

@@ -22,7 +22,7 @@ from dispatcher.shard_loop import ShardLoop
 
 MINUTE_S = 60.0
 LIMIT_S = 10.0
-SHARDS = 4
+SHARDS = 5
 
 
 class LiveShards:
@@ -46,8 +46,8 @@ class LiveShards:
     async def take_due(self, shard: int) -> DueSoon:
         return self.loops[shard].take_due()
 
-    async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
-        return self.loops[shard].fate(token, enrolment)
+    async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
+        return self.loops[shard].fate(token, epoch, enrolment)
 
 
 class Processes:
@@ -122,6 +122,24 @@ def in_hand(shard: ShardLoop):
 
     async def look() -> int:
         return shard.in_hand
+
+    return look
+
+
+def requests(world):
+    """A look at what has reached the gateway."""
+
+    async def look() -> list[tuple[str, str]]:
+        return world.sent()
+
+    return look
+
+
+def epoch(shard: ShardLoop):
+    """A look at what a shard answers to a ping."""
+
+    async def look() -> int:
+        return shard.epoch
 
     return look
 
@@ -202,12 +220,50 @@ async def test_a_superseded_shard_and_a_superseded_coordinator_end(live):
         shard.take_due()
 
 
+async def test_a_superseded_shard_still_writes_what_is_out_before_it_asks_to_be_replaced(live):
+    """One message is with the gateway, the next one's slot is to come, when the device changes hands."""
+    world, coordinator, shard = await live(min_gap_s=4)
+    answered = asyncio.Event()
+    world.sender.meanwhile = answered.wait
+    for _ in range(2):
+        await world.lead("step_1")
+    coordinator.wake()
+    states = [(f"99910{n}", "step_1", 1, "active", True, None) for n in (1, 2)]
+    assert await at_last(world.states, states) == states
+    assert await at_last(requests(world), [("999101", "step_1")]) == [("999101", "step_1")]
+    await coordinator.drain()
+    await world.execute("UPDATE devices SET shard_id = 1")
+    await shard.beat()
+    assert (shard.epoch, shard.broken, await world.attempts()) == (0, False, [])
+    with pytest.raises(ShardUnavailableError, match="shard 0 does not own its devices"):
+        shard.take_due()
+    answered.set()
+    assert await at_last(epoch(shard), -1) == -1
+    assert shard.in_hand == 0
+    assert await world.states() == [("999101", "step_1", 2, "completed", False, None), states[1]]
+    assert await world.attempts() == [("999101", "step_1", 1, 1, "accepted")]
+    assert world.sent() == [("999101", "step_1")]
+
+
+async def test_a_superseded_shard_waits_for_a_silent_gateway_no_longer_than_a_deadline(live):
+    world, coordinator, shard = await live(deadline_s=0.5)
+    world.sender.meanwhile = asyncio.Event().wait
+    await world.lead("step_1")
+    coordinator.wake()
+    assert await at_last(requests(world), [("999101", "step_1")]) == [("999101", "step_1")]
+    await world.execute("UPDATE devices SET shard_id = 1")
+    begun_s = liveness_s()
+    await shard.beat()
+    assert await at_last(epoch(shard), -1) == -1
+    assert 0.5 <= liveness_s() - begun_s < LIMIT_S
+
+
 async def test_the_coordinator_replaces_shards_that_have_ended_or_stay_silent(new_world):
-    """Shard 0 is well, 1 is silent, 2 is dead and being restarted, 3 has ended."""
+    """Shard 0 is well, 1 is silent, 2 is dead and being restarted, 3 has ended, 4 still writes what is out."""
     world = await new_world(heartbeat_s=0.05, hung_s=0.3)
     await world.begin(SHARDS)
     processes = Processes()
-    processes.answers |= {1: TimeoutError(), 2: ShardUnavailableError("shard-2: it is gone"), 3: -1}
+    processes.answers |= {1: TimeoutError(), 2: ShardUnavailableError("shard-2: it is gone"), 3: -1, 4: 0}
     clock = DatabaseClock(world.settings.skew_s)
     loop = CoordinatorLoop(world.coordinator, clock, world.settings, ping=processes.ping, replace=processes.replace)
     begun_s = liveness_s()

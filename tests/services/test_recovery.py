@@ -22,7 +22,6 @@ from dispatcher.core.identity import idempotency_key
 from dispatcher.errors import InputError, RefusedError
 from dispatcher.store import recovery
 from dispatcher.store.connect import connect
-from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.in_doubt import Which, Word, list_in_doubt, resolve
 from dispatcher.store.migrate import migrate
@@ -31,22 +30,6 @@ from dispatcher.store.registry import read_sequences
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("DRIPLINE_")}
 ADVICE = "run: dripline db recovered --since <when what is lost begins>"
-KIND = (
-    "ALTER TABLE dripline_database DISABLE TRIGGER dripline_keep_kind;"
-    " UPDATE dripline_database SET kind = '{kind}', clock = NULL;"
-    " ALTER TABLE dripline_database ENABLE TRIGGER dripline_keep_kind"
-)
-
-
-async def live(world) -> None:
-    """From here on the tiny world passes for a live one, whose time is ours."""
-    await world.execute(KIND.format(kind="live"))
-
-
-async def rehearsing(world) -> None:
-    """Virtual time again, from now on."""
-    world.now_us = await world.value("SELECT dripline_us(now())")
-    await world.execute(KIND.format(kind="rehearsal"))
 
 
 async def lost(world, **changes: Any) -> Lost:
@@ -77,7 +60,7 @@ async def waiting(world):
         await world.lead("fitness_start")
     while (await world.coordinator.run_once(world.now_us, 0)).more:
         pass
-    await live(world)
+    await world.pass_for("live")
     return world
 
 
@@ -131,7 +114,7 @@ async def test_a_lease_keeps_its_attempt_and_what_was_handed_over_keeps_its_word
     await world.die_handing_over()
     assert await world.value("SELECT count(*) FROM handovers") == 1
     await world.execute("UPDATE sequence_steps SET message_text = 'another text'")
-    await live(world)
+    await world.pass_for("live")
     assert await recovered(world, resend=True) == Recovered(resent=1)
     assert await world.rows(
         "SELECT status, attempt, pinned, resend_text, lease_token, processing_device_id FROM sequence_contacts"
@@ -146,7 +129,7 @@ async def test_a_resend_goes_out_once_under_the_same_key_and_to_gateways_that_ho
     assert await foresee(waiting.connection, await lost(waiting, resend=True), leader_s=15) == Recovered(1, 2)
     assert await recovered(waiting, resend=True) == Recovered(held=1, resent=2)
     assert await recovered(waiting, resend=True) == Recovered()  # repeated, it finds nothing more to do
-    await rehearsing(waiting)
+    await waiting.pass_for("rehearsal")
     waiting.sender.script = {"999101": [answer("repeat")]}
     await waiting.begin()
     await waiting.tick()
@@ -203,7 +186,7 @@ async def test_it_is_on_record(waiting):
 async def test_a_rehearsal_and_a_running_engine_are_refused(world):
     with pytest.raises(RefusedError, match="it is a rehearsal"):
         await recovered(world)
-    await live(world)
+    await world.pass_for("live")
     store = await world.store()
     assert await store.seat.lead(15)
     for attempt in (recovered(world), foresee(world.connection, await lost(world), leader_s=15)):
@@ -224,6 +207,41 @@ async def test_a_recovery_that_was_broken_off_keeps_the_engine_out(waiting, tmp_
         await check_lineage(waiting.connection, tmp_path)
     assert await recovered(waiting) == Recovered(held=1)
     assert await check_lineage(waiting.connection, tmp_path) is None
+
+
+async def test_no_engine_leads_while_a_database_is_recovered(waiting, monkeypatch):
+    """An engine tries to lead before every page."""
+    led: list[bool] = []
+    engine, hold_page = await waiting.store(), recovery._hold_page
+
+    async def try_to_lead(*arguments):
+        led.append(await engine.seat.lead(waiting.settings.leader_s))
+        return await hold_page(*arguments)
+
+    monkeypatch.setattr(recovery, "_hold_page", try_to_lead)
+    assert await recovered(waiting) == Recovered(held=3)
+    assert (led, await engine.seat.lead(waiting.settings.leader_s)) == ([False, False], True)
+
+
+async def test_a_recovery_that_has_lost_the_leadership_to_an_engine_ends_and_keeps_that_engine_out(
+    waiting, tmp_path, monkeypatch
+):
+    """The first page took longer than a leadership lasts."""
+    engine, hold_page = await waiting.store(), recovery._hold_page
+
+    async def too_slowly(*arguments):
+        page = await hold_page(*arguments)
+        await waiting.execute("UPDATE heartbeats SET expires_at = now() - interval '1 second'")
+        assert await engine.seat.lead(waiting.settings.leader_s)
+        return page
+
+    monkeypatch.setattr(recovery, "_hold_page", too_slowly)
+    with pytest.raises(RefusedError, match="test is running on it - end that engine first"):
+        await recovered(waiting)
+    assert [row[3] for row in await waiting.states()] == ["in_doubt", "in_doubt", "active"]
+    assert await waiting.value("SELECT holder FROM heartbeats WHERE expires_at > now()") == "test"
+    with pytest.raises(RefusedError, match="its recovery was broken off"):
+        await check_lineage(waiting.connection, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -385,13 +403,13 @@ class TestAServerOfItsOwn:
         world = await self.again(world, own)
         with pytest.raises(RefusedError, match="it was restored: it is behind what it was at 2"):
             await check_lineage(world.connection, outside)
-        await live(world)
+        await world.pass_for("live")
         assert await recovered(world) == Recovered(held=3)
         assert await check_lineage(world.connection, outside) is None
         catalogue = Catalogue.of(await read_sequences(world.connection))
         assert {row["why"] for row in await list_in_doubt(world.connection, Which())} == {LOST}
         await resolve(world.connection, Which(), Word.ACCEPTED, catalogue, actor="ann")
-        await rehearsing(world)
+        await world.pass_for("rehearsal")
         await world.hours(24)
         await world.begin()
         await world.tick()
@@ -408,7 +426,7 @@ class TestAServerOfItsOwn:
         return anew
 
     async def test_a_promoted_standby_is_noticed(self, world, own, place):
-        await live(world)
+        await world.pass_for("live")
         assert await check_lineage(world.connection, place / "outside") is None
         await world.connection.close()
         own.stop()
@@ -429,26 +447,3 @@ class TestAServerOfItsOwn:
         assert await recover(connection, nothing, leader_s=15, report=print) == Recovered()
         assert await check_lineage(connection, place / "outside") is None
         await connection.close()
-
-
-# Heartbeats from the future ----------------------------------------------------------------------------------------
-
-
-async def seats(world, ahead_s: float) -> tuple[bool, str]:
-    """Whether somebody else gets leadership, and a shard's heartbeat, of a holder that renewed ``ahead_s`` from now."""
-    await world.execute(
-        "INSERT INTO heartbeats SELECT n, 'lost', clock_timestamp() + $1 * interval '1 second'"
-        " FROM unnest('{coordinator,shard-0}'::text[]) n",
-        ahead_s,
-    )
-    store: PostgresCoordinatorStore = await world.store()
-    shard = await world.shard_store()
-    await shard.seat.beat(15)
-    return await store.seat.lead(15), await world.value("SELECT holder FROM heartbeats WHERE name = 'shard-0'")
-
-
-@pytest.mark.parametrize(
-    ("ahead_s", "taken"), [(-1, (True, "test")), (15, (False, "lost")), (29, (False, "lost")), (3600, (True, "test"))]
-)
-async def test_a_heartbeat_from_before_the_clock_stepped_back_keeps_nobody_out(world, ahead_s, taken):
-    assert await seats(world, ahead_s) == taken

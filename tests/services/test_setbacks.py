@@ -65,7 +65,7 @@ async def test_after_the_last_retry_it_has_failed_and_the_trigger_stays(new_worl
 
 
 @pytest.mark.parametrize(
-    ("outcome", "after_s", "wait_s"), [("throttled", 90.0, 90.0), ("throttled", None, 60.0), ("expired", None, 0.0)]
+    ("outcome", "after_s", "wait_s"), [("throttled", 90.0, 90.0), ("throttled", None, 60.0), ("expired", 7.0, 7.0)]
 )
 async def test_what_is_not_the_contacts_fault_is_not_counted(begun, answer, outcome, after_s, wait_s):
     begun.sender.script["999101"] = [answer(outcome, "later", float("nan") if after_s is None else after_s)]
@@ -75,6 +75,22 @@ async def test_what_is_not_the_contacts_fault_is_not_counted(begun, answer, outc
     await begun.hours(1)
     await begun.tick()
     assert await outcomes(begun) == [(1, outcome), (2, "accepted")]
+
+
+async def test_what_came_too_late_waits_a_backoff_that_is_not_counted(begun, answer):
+    begun.sender.script["999101"] = [answer("expired", "too late")] * 2
+    waits_s = []
+    for _ in range(2):
+        slot_us = begun.now_us
+        await begun.tick()
+        waits_s.append(
+            (await begun.value("SELECT dripline_us(next_trigger_time) FROM sequence_contacts") - slot_us) / 1e6
+        )
+        await begun.hours(1)
+    assert [30 <= wait_s <= 60 for wait_s in waits_s] == [True, True]
+    assert (await progress(begun))[:3] == (0, "too late", False)
+    await begun.tick()
+    assert await outcomes(begun) == [(1, "expired"), (2, "expired"), (3, "accepted")]
 
 
 async def test_refused_credentials_quarantine_the_device_and_its_contacts_move(new_world, answer):
@@ -177,6 +193,25 @@ async def test_a_gateway_that_forgets_keys_leaves_it_in_doubt(new_world, answer)
     assert len(world.sender.requests) == 1
 
 
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_gateway_that_no_longer_honours_keys_gets_no_resend(begun, answer, claimed):
+    """It honoured them when the attempt became unknown; the resend waits, or is claimed already."""
+    begun.sender.script["999101"] = [answer("in_doubt", "time-out")]
+    await begun.tick()
+    begun.shards.hand_over = not claimed
+    await begun.hours(0.1)
+    if claimed:
+        await begun.tick()
+    await begun.execute("UPDATE devices SET gateway_idempotent = false")
+    if claimed:
+        await begun.shards.shards[0].hand_over(begun.now_us - 60_000_000, begun.now_us)
+    for _ in range(2):
+        await begun.tick()
+    assert await begun.states() == [("999101", "fitness_start", 1, "in_doubt", False, None)]
+    assert await outcomes(begun) == [(1, "in_doubt")]
+    assert [request.attempt for request in begun.sender.requests] == [1]
+
+
 async def test_resends_of_an_unknown_attempt_are_bounded(new_world, answer):
     world = await new_world(resend_limit=2)
     await world.fitness()
@@ -253,6 +288,25 @@ async def test_an_acceptance_brings_back_what_had_failed(begun, answer):
     await begun.tick()
     assert await begun.states() == [("999101", "fitness_day2", 2, "active", False, None)]
     assert await begun.rows("SELECT finished_at, trigger_kept FROM sequence_contacts") == [(None, False)]
+
+
+async def test_what_an_acceptance_brings_back_after_its_device_was_deleted_gets_another_device(begun):
+    async def fail_and_delete_the_device() -> None:
+        await begun.execute(
+            "UPDATE sequence_contacts SET status = 'failed', processing_device_id = NULL, lease_token = NULL"
+        )
+        await begun.devices(1)
+        await begun.execute("DELETE FROM devices WHERE name = 'd-1'")
+
+    begun.sender.meanwhile = fail_and_delete_the_device
+    await begun.tick()
+    await begun.tick()
+    await begun.hours(24)
+    await begun.tick()
+    assert [(request.step, request.device) for request in begun.sender.requests] == [
+        ("fitness_start", 1),
+        ("fitness_day2", 2),
+    ]
 
 
 async def test_a_reason_to_stop_that_comes_while_leased_follows_the_outcome(begun, answer):

@@ -138,6 +138,27 @@ async def test_a_claim_whose_routing_call_was_lost_is_adopted_with_its_slots(wor
     assert await world.states() == [("999101", "fitness_day2", 2, "active", False, None)]
 
 
+async def test_what_is_in_hand_is_never_adopted_though_its_token_is_forgotten(new_world, monkeypatch):
+    """Both messages are accepted and their ends wait to be written when the shard looks for lost claims."""
+    monkeypatch.setattr("dispatcher.shard._TOKENS_KEPT", 1)
+    world = await new_world(0)
+    await world.devices(1, gateway_idempotent=False)
+    await world.fitness()
+    await world.begin()
+    shard = world.shards.shards[0]
+    world.shards.hand_over = False
+    for _ in range(2):
+        await world.lead("fitness_start")
+        await world.tick()
+        await hand_over(world)
+    assert len(shard._seen) == 1
+    assert (await shard.adopt(), shard.in_hand) == (0, 2)
+    assert await hand_over(world) == (0, 0)
+    await shard.complete(world.now_us)
+    assert world.sent() == [("999101", "fitness_start"), ("999102", "fitness_start")]
+    assert await world.states() == [(f"99910{n}", "fitness_day2", 2, "active", False, None) for n in (1, 2)]
+
+
 async def test_a_claim_that_comes_after_its_offer_waits_again(world):
     await world.begin()
     await world.lead("fitness_start")

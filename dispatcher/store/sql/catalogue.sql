@@ -44,6 +44,9 @@ ON CONFLICT (trigger) DO NOTHING;
 SELECT home_device_id, count(*) AS live FROM sequence_contacts
 WHERE status = 'active' AND home_device_id IS NOT NULL GROUP BY home_device_id;
 
+-- name: one_at_a_time
+SELECT pg_advisory_xact_lock(hashtextextended('dripline ledger partitions', 0));
+
 -- name: make_partitions
 SELECT count(*) FILTER (WHERE dripline_ledger_partition(day::date)) AS made
 FROM generate_series((dripline_at($1::bigint) AT TIME ZONE 'UTC')::date - 1,

@@ -95,6 +95,18 @@ WITH RECURSIVE s(id) AS (
     FROM s WHERE s.id IS NOT NULL)
 SELECT id FROM s WHERE id IS NOT NULL;
 
+-- name: suppress_waiting
+-- Opt-outs whose lead was locked when a gateway told us of them.
+WITH free AS MATERIALIZED (
+    SELECT o.lead_id, o.at FROM opt_outs o JOIN leads l ON l.id = o.lead_id
+    ORDER BY l.id LIMIT $1::bigint FOR NO KEY UPDATE OF l SKIP LOCKED
+),
+marked AS (
+    UPDATE leads l SET opted_out_at = f.at FROM free f WHERE l.id = f.lead_id AND l.opted_out_at IS NULL
+)
+DELETE FROM opt_outs o
+WHERE o.lead_id IN (SELECT lead_id FROM free) OR NOT EXISTS (SELECT FROM leads l WHERE l.id = o.lead_id);
+
 -- name: finish_waiting
 -- Last step accepted while the lead's row was locked: completion and trigger removal follow together.
 WITH waiting AS MATERIALIZED (

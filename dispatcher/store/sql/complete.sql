@@ -125,9 +125,17 @@ moved AS (
     FROM ended e WHERE c.id = e.id
     RETURNING c.lead_id, e.outcome
 ),
+opted_out AS (SELECT DISTINCT lead_id FROM moved WHERE outcome = 'opted_out'),
+free AS MATERIALIZED (
+    SELECT l.id FROM leads l WHERE l.id IN (SELECT lead_id FROM opted_out) ORDER BY l.id FOR NO KEY UPDATE SKIP LOCKED
+),
 suppressed AS (
-    UPDATE leads l SET opted_out_at = dripline_at($10::bigint)
-    FROM moved m WHERE m.outcome = 'opted_out' AND l.id = m.lead_id AND l.opted_out_at IS NULL
+    UPDATE leads l SET opted_out_at = dripline_at($10::bigint) FROM free f WHERE l.id = f.id AND l.opted_out_at IS NULL
+),
+later AS (
+    INSERT INTO opt_outs (lead_id, at) SELECT lead_id, dripline_at($10::bigint) FROM opted_out
+    WHERE lead_id NOT IN (SELECT id FROM free)
+    ON CONFLICT DO NOTHING
 )
 SELECT count(*) FROM ended;
 
@@ -251,9 +259,16 @@ WHERE c.id = r.id;
 
 -- name: suppress
 -- The gateway says that these recipients do not want messages.
-UPDATE leads l SET opted_out_at = dripline_at(s.at)
-FROM unnest($1::bigint[], $2::bigint[]) s(lead_id, at)
-WHERE l.id = s.lead_id AND l.opted_out_at IS NULL;
+WITH told AS (SELECT lead_id, min(at) AS at FROM unnest($1::bigint[], $2::bigint[]) s(lead_id, at) GROUP BY 1),
+free AS MATERIALIZED (
+    SELECT l.id, t.at FROM leads l JOIN told t ON t.lead_id = l.id ORDER BY l.id FOR NO KEY UPDATE OF l SKIP LOCKED
+),
+later AS (
+    INSERT INTO opt_outs (lead_id, at) SELECT lead_id, dripline_at(at) FROM told
+    WHERE lead_id NOT IN (SELECT id FROM free)
+    ON CONFLICT DO NOTHING
+)
+UPDATE leads l SET opted_out_at = dripline_at(f.at) FROM free f WHERE l.id = f.id AND l.opted_out_at IS NULL;
 
 -- name: lock_enrolments
 -- One at a time decides which attempt of a visit was the accepted one.
@@ -266,6 +281,7 @@ SELECT count(*) FROM (
 UPDATE sequence_contacts c
 SET visit = c.visit + 1, attempt = 0, retry_count = 0, last_error = NULL, pinned = false,
         resend_text = NULL, resend_media_url = NULL, held = false,
+    home_device_id = (SELECT d.id FROM devices d WHERE d.id = c.home_device_id),
     current_trigger = coalesce(a.next_trigger, c.current_trigger), next_trigger_time = dripline_at(a.due),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,

@@ -97,11 +97,16 @@ placed AS (
            coalesce(device_id, ($4::uuid[])[dense_rank() OVER (PARTITION BY device_id IS NULL ORDER BY lead_id)]) AS device_id
     FROM candidate
 ),
+-- The plan may name a device that has been deleted since it was made: such an enrolment has none yet.
+homed AS (
+    SELECT p.lead_id, p.phone, p.sequence_id, p.trigger, d.id AS device_id
+    FROM placed p LEFT JOIN devices d ON d.id = p.device_id
+),
 enrolled AS (
     INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger,
                                    next_trigger_time, enrolled_at, home_device_id)
     SELECT sequence_id, lead_id, phone, trigger, trigger, dripline_at($5::bigint), dripline_at($5::bigint), device_id
-    FROM placed WHERE (SELECT held FROM fence) = 1
+    FROM homed WHERE (SELECT held FROM fence) = 1
     ORDER BY lead_id, sequence_id
     ON CONFLICT DO NOTHING
     RETURNING home_device_id

@@ -3,7 +3,7 @@
 -- name: ended_leases
 -- Over time, or of an incarnation that has been superseded: its epoch is nobody's. Only leased rows are read. What was
 -- on record as handed over may have left; what was not, surely has not.
-SELECT c.id, c.lease_token AS token, c.visit, c.generation, c.retry_count AS retries,
+SELECT c.id, c.lease_token AS token, c.lease_epoch AS epoch, c.visit, c.generation, c.retry_count AS retries,
        coalesce(substr(e.name, length('shard-') + 1)::integer, -1) AS shard,
        d.gateway_idempotent AS idempotent, dripline_us(c.lease_deadline_at) AS deadline_us,
        e.epoch IS NULL AND EXISTS (
@@ -14,6 +14,11 @@ LEFT JOIN epochs e ON e.epoch = c.lease_epoch
 WHERE c.processing_device_id IS NOT NULL
   AND (c.processing_started_at < dripline_at($1::bigint) OR e.epoch IS NULL)
 LIMIT $2::bigint;
+
+-- name: handed_since
+-- Of these leases, those whose hand-over is on record: whatever was said of them before, they may have left.
+SELECT u.id FROM unnest($1::bigint[], $2::bigint[]) u(id, token)
+WHERE EXISTS (SELECT FROM handovers h WHERE h.token = u.token AND u.id = ANY (h.enrolments));
 
 -- name: handed_bodies
 SELECT bodies FROM handovers WHERE token = ANY ($1::bigint[]) ORDER BY handed_at;
@@ -34,5 +39,5 @@ LIMIT $2::bigint;
 
 -- name: rehome
 UPDATE sequence_contacts c SET home_device_id = r.device_id
-FROM unnest($1::bigint[], $2::uuid[]) r(id, device_id)
+FROM unnest($1::bigint[], $2::uuid[]) r(id, device_id) JOIN devices d ON d.id = r.device_id
 WHERE c.id = r.id AND c.status = 'active' AND NOT c.pinned AND c.processing_device_id IS NULL;

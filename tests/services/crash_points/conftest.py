@@ -295,8 +295,8 @@ class Town:
         self._own(shard).deliver(offer, leased)
         return self._own(shard).take_due()
 
-    async def fate(self, shard: int, token: Int64s, enrolment: Int64s) -> Int8s:
-        return self._own(shard).fate(token, enrolment)
+    async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
+        return self._own(shard).fate(token, epoch, enrolment)
 
     def _own(self, shard: int) -> Shard:
         if shard not in self._shards:
