@@ -173,6 +173,7 @@ async def recover(
             more = page.more
             report(held + resent)
         done = Recovered(held, resent, await connection.fetchval(statements("status")["queued"]))
+        await _lead(connection, holder, leader_s)
         await _end(connection, lost, done)
         return done
     finally:

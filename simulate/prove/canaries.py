@@ -26,7 +26,6 @@ from simulate.memory_store import (
     MemoryShardStore,
     ending,
     enrolling,
-    shard_store,
 )
 from simulate.memory_store import coordinator_store as memory_coordinator
 
@@ -165,27 +164,23 @@ def _lease_ignored(patches: ExitStack) -> None:
     _put(patches, MemoryCoordinatorStore, "claim", claim)
 
 
-@_canary("token not fenced", "an end without the lease's token moves nothing")
+@_canary("token not fenced", "a claim is delivered once, and an end without the lease's token moves nothing")
 def _token_not_fenced(patches: ExitStack) -> None:
-    real = ending.give_back
+    class Unseen(dict[int, None]):
+        def __contains__(self, token: object) -> bool:
+            return False
 
-    def give_back(database: MemoryDatabase, leases: Any, now_us: int) -> int:
-        found = [
-            lease._replace(token=database.enrolments[lease.enrolment].token)
-            for lease in leases
-            if lease.enrolment in database.leased
-        ]
-        return real(database, found, now_us)
+    real = shard.Shard.take_over
 
-    real_look = MemoryShardStore._against
+    async def take_over(self: Any, now_us: int) -> int:
+        self._seen = Unseen()
+        return await real(self, now_us)
 
-    def against(self: Any, enrolment: int, token: int, key_known_us: int) -> str | None:
-        row = self._database.leased.get(enrolment)
-        return real_look(self, enrolment, token if row is None else row.token, key_known_us)
+    def leased(database: MemoryDatabase, lease: Any) -> Any:
+        return database.leased.get(lease.enrolment)
 
-    for module in (memory_coordinator, shard_store):
-        _put(patches, module, "give_back", give_back)
-    _put(patches, MemoryShardStore, "_against", against)
+    _put(patches, shard.Shard, "take_over", take_over)
+    _put(patches, ending, "_leased", leased)
 
 
 @_canary("a lost commit counts as done", "what may not have been written is written again")
@@ -242,6 +237,7 @@ def _rendered_anew(patches: ExitStack) -> None:
 @_canary("resend to a gateway without keys", "what is unknown is held where a resend could be a second message")
 def _resend_anyway(patches: ExitStack) -> None:
     _put(patches, slots.SlotBook, "idempotent", lambda self, device: np.ones(len(device), np.bool_))
+    _overlook(patches, "key forgotten")
 
 
 @_canary("unknown taken as failed", "silence proves nothing")
@@ -323,6 +319,19 @@ def _opt_out_unread(patches: ExitStack) -> None:
 def _pause_unread(patches: ExitStack) -> None:
     _overlook(patches, "paused")
     _put(patches, MemoryDatabase, "sendable_sequences", lambda self: frozenset(self.sequences))
+
+
+@_canary("trigger removed not read again", "nothing leaves once the engine knows that its trigger was taken off")
+def _trigger_unread(patches: ExitStack) -> None:
+    for reason in ("stopped", "trigger removed"):
+        _overlook(patches, reason)
+    real = enrolling._stop
+
+    def stop(database: MemoryDatabase, row: Any, gone: Any, now_us: int) -> None:
+        if gone.opted_out:
+            real(database, row, gone, now_us)
+
+    _put(patches, enrolling, "_stop", stop)
 
 
 def _overlook(patches: ExitStack, reason: str) -> None:

@@ -70,11 +70,11 @@ class _Case:
         self._world, self._faults = world, faults
         self._stage = Stage(seed, world)
         self._gateways = Gateways(self._stage, self._hear)
-        self._people = People(self._stage, self._gateways.accepted)
+        self._people = People(self._stage, self._gateways)
         self._cluster = Cluster(self._stage, self._gateways)
 
     def _hear(self, request: Request) -> None:
-        self._people.hear(request)
+        self._people.receipts.hear(request)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -92,7 +92,7 @@ class _Case:
 
     def run(self) -> Result:
         stage = self._stage
-        self._people.begin()
+        self._people.begin(self._faults)
         Storm(stage, self._cluster, self._people).plan(self._faults)
         self._cluster.begin()
         stage.at(self._world.faults_end_s, self._heal)
@@ -103,6 +103,7 @@ class _Case:
         return result
 
     def _heal(self) -> None:
+        self._stage.heal()
         self._cluster.heal()
         self._people.heal()
         self._stage.note("world", "faults are over")
@@ -118,7 +119,13 @@ class _Case:
 
     def _drained(self) -> bool:
         database = self._stage.database
-        return not database.queue and next(self._waiting(), None) is None
+        return not database.queue and not self._unsearched() and next(self._waiting(), None) is None
+
+    def _unsearched(self) -> bool:
+        """Whether leads may not have been found yet that an entry which has opened is for."""
+        database = self._stage.database
+        opened = database.open_entries
+        return opened.keys() != database.catalogue().entries.keys() or not all(e.scan_done for e in opened.values())
 
     def _waiting(self) -> Iterator[Enrolment]:
         """What is active and can get on: not at a step that was edited away under it."""

@@ -258,7 +258,7 @@ class Cluster:
         """Faults are over: what was stopped goes on, other installations are gone."""
         self.lets_live = 0
         for member in self.members:
-            member.clock_error_us = 0
+            member.clock_step_us = 0
             member.go_on()
             if isinstance(member, CoordinatorProcess) and member is not self.coordinator:
                 member.kill()

@@ -49,8 +49,10 @@ class Connection:
             if stage.struck("connection lost before commit", member.name, name):
                 raise StoreUnavailableError("connection lost")
             restarts = stage.restarts
+            await stage.reach(name, *arguments, **named)
             result = await method(*arguments, **named)
             stage.note(member.name, name)
+            stage.done(name)
             await member.crash_point("after", name)
             if stage.struck("answer stalled", member.name, name):
                 await asyncio.sleep(stage.dice.between(0.1, _ANSWER_S))

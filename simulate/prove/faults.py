@@ -28,9 +28,11 @@ STRIKES: Final = (
     "database restarted",
     "database clock an hour ahead",
     "database clock an hour behind",
+    "database clock off a little",
     "machine clock an hour ahead",
     "machine clock an hour behind",
     "opt-out",
+    "opt-in",
     "trigger removed",
     "trigger edited",
     "trigger comes back",
@@ -38,6 +40,7 @@ STRIKES: Final = (
     "lead deleted",
     "leads locked",
     "sequence paused",
+    "sequence switched on later",
     "text edited",
     "delay edited",
     "graph broken",
@@ -45,9 +48,11 @@ STRIKES: Final = (
     "device offline",
     "device draining",
     "device added",
+    "device removed",
     "device moved",
     "quota lowered",
     "quota raised",
+    "keys no longer honoured",
     "operator resolves",
 )
 WEATHER: Final = (
@@ -107,11 +112,13 @@ def plan(seed: int, world: World) -> tuple[Fault, ...]:
     if not kinds:
         return ()
     drawn = []
-    for number in range(dice.whole(12, 34)):
+    # What gateways do twice as often: several of it have to meet on one message.
+    pool = kinds + [kind for kind in kinds if kind.startswith("gateway")]
+    for number in range(dice.whole(14, 36)):
         own = dice.of("fault", number)
-        kind = own.pick(kinds)
+        kind = own.pick(pool)
         at_s = own.between(0, world.faults_end_s)
-        lasts_s = min(own.between(1, 60), world.faults_end_s - at_s)
+        lasts_s = min(own.between(1, 120 if kind.startswith("gateway") else 60), world.faults_end_s - at_s)
         share = _RARE.get(kind, 1.0) * own.pick((0.05, 0.2, 0.5, 1.0)) if kind not in _CUT else 1.0
         drawn.append(Fault(number, kind, at_s, lasts_s, share))
     return tuple(sorted(drawn, key=lambda fault: fault.at_s))
@@ -119,9 +126,10 @@ def plan(seed: int, world: World) -> tuple[Fault, ...]:
 
 _QUIETENING: Final = frozenset(
     {
-        "opt-out", "trigger removed", "trigger edited", "lead deleted", "sequence paused", "graph broken",
-        "step removed", "device offline", "device draining", "device added", "device moved", "quota lowered",
-        "quota raised", "delay edited", "gateway: rejects", "gateway: opted out", "gateway: credentials",
+        "opt-out", "trigger removed", "trigger edited", "lead deleted", "sequence paused", "sequence switched on later",
+        "graph broken", "step removed", "device offline", "device draining", "device added", "device removed",
+        "device moved", "quota lowered", "quota raised", "keys no longer honoured", "delay edited",
+        "gateway: rejects", "gateway: opted out", "gateway: credentials",
     }
 )  # fmt: skip
 """Faults that take away what there is to send, or with what: no measure of how well a saturated fleet is used."""

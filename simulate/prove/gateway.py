@@ -24,7 +24,6 @@ class Request(NamedTuple):
     """One message on its way."""
 
     device: int
-    idempotent: bool
     slot_us: int
     deadline_us: int
     visit: int
@@ -61,6 +60,7 @@ class Gateways:
         self._accepted: dict[bytes, tuple[str, int]] = {}
         self._receipts: list[tuple[object, ...]] = []
         self._steps: dict[tuple[str, str], int] = {}
+        self._honours: dict[int, bool] = {}
 
     def receipts(self) -> Receipts:
         """What reached the gateways, in order of arrival."""
@@ -70,6 +70,10 @@ class Gateways:
         """What the logs say of a key: message id and moment, if it was accepted."""
         return self._accepted.get(key)
 
+    def honour_keys(self, device: int, honoured: bool) -> None:
+        """What the gateway of a device does from now on, whatever anybody believes."""
+        self._honours[device] = honoured
+
     def receive(self, request: Request, reply: asyncio.Future[Answer]) -> None:
         """A request's bytes are under way: from here on the network has them, whatever becomes of the sender."""
         stage, what = self._stage, str(request)
@@ -77,8 +81,8 @@ class Gateways:
             return
         trip_s = stage.latency_s(_TRIP_S)
         if stage.struck("gateway: slow", "network", what):
-            left_s = (request.deadline_us - stage.true_us()) / SECOND_US
-            trip_s = max(trip_s, stage.dice.uniform() * left_s)
+            left_s = (request.deadline_us - stage.true_us()) / SECOND_US + stage.world.settings.skew_s
+            trip_s = max(trip_s, stage.dice.pick((stage.dice.uniform(), 1.0)) * left_s)
         stage.after(trip_s, self._arrive, request, reply)
 
     def _arrive(self, request: Request, reply: asyncio.Future[Answer]) -> None:
@@ -135,7 +139,7 @@ class Gateways:
         return truth, answer
 
     def _known(self, request: Request) -> str | None:
-        if not request.idempotent or request.key not in self._accepted:
+        if not self._honours[request.device] or request.key not in self._accepted:
             return None
         message_id, at_us = self._accepted[request.key]
         kept_us = span_us(self._stage.world.gateway_forgets_s)
@@ -201,7 +205,6 @@ class GatewaySender:
         device = int(batch.device[row])
         return Request(
             device=device,
-            idempotent=self._devices[device].idempotent,
             slot_us=int(batch.slot_us[row]),
             deadline_us=int(batch.deadline_us[row]),
             visit=int(batch.visit[row]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
 
 from dispatcher.core.moments import span_us
 from simulate.memory_store import MemoryDatabase
@@ -14,6 +14,9 @@ from simulate.prove.dice import Dice
 from simulate.prove.faults import WEATHER, Fault
 from simulate.prove.virtual_loop import Process, VirtualLoop
 from simulate.prove.world import START_US, World
+
+_ERROR: Final = 0.45
+"""Of ``skew_s``, how far a clock is off at most while nothing is wrong: two of them differ by less than all of it."""
 
 
 class Stage:
@@ -28,8 +31,10 @@ class Stage:
         self.seed, self.world = seed, world
         self.loop = VirtualLoop()  # type: ignore[abstract]
         self.dice = Dice(seed, "stage")
-        self.database_error_us = 0
-        """How far the database's clock is off."""
+        self.database_error_us = self.error_us(self.dice.of("database clock"))
+        """How far the database's clock is off, as every clock is."""
+        self.database_step_us = 0
+        """What somebody has set it wrong by."""
         self.database = MemoryDatabase(self.database_us, world.settings.hour_s)
         self.down_until_s = 0.0
         """The database answers nobody before."""
@@ -40,6 +45,8 @@ class Stage:
         self.trace: list[tuple[int, str, str]] = []
         """Moment (microseconds since the beginning), who, what."""
         self._weather: dict[str, list[tuple[Fault, Dice]]] = {kind: [] for kind in WEATHER}
+        self._waylaid: list[tuple[str, Callable[..., Awaitable[None]]]] = []
+        self._heard: dict[str, Callable[[], None]] = {}
         self._outside = contextvars.copy_context()
 
     # Time ----------------------------------------------------------------------------------------------------
@@ -50,7 +57,11 @@ class Stage:
 
     def database_us(self) -> int:
         """The database's clock."""
-        return self.true_us() + self.database_error_us
+        return self.true_us() + self.database_error_us + self.database_step_us
+
+    def error_us(self, dice: Dice) -> int:
+        """How far a clock may be off that is kept as clocks are."""
+        return span_us(dice.between(-_ERROR, _ERROR) * self.world.settings.skew_s)
 
     def at(self, when_s: float, act: Any, *arguments: Any) -> None:
         """Have something happen in the world, in no process."""
@@ -91,9 +102,36 @@ class Stage:
                 return True
         return False
 
+    def heal(self) -> None:
+        """Faults are over: nobody is waylaid any more."""
+        self._waylaid.clear()
+
     def latency_s(self, most_s: float) -> float:
         """How long something takes: never nothing, so that the order of events is the order of moments."""
         return 1e-4 + self.dice.uniform() * most_s
+
+    # Statements ----------------------------------------------------------------------------------------------
+
+    def waylay(self, name: str, act: Callable[..., Awaitable[None]]) -> None:
+        """Hold up the next statement of this ``name``, as long as ``act`` takes; it is given its arguments."""
+        self._waylaid.append((name, act))
+
+    def listen(self, name: str, act: Callable[[], None]) -> None:
+        """Have ``act`` called whenever a statement of this ``name`` has been done, known to its sender or not."""
+        self._heard[name] = act
+
+    async def reach(self, name: str, *arguments: Any, **named: Any) -> None:
+        """A statement has reached the database."""
+        for place, (waylaid, act) in enumerate(self._waylaid):
+            if waylaid == name:
+                del self._waylaid[place]
+                await act(*arguments, **named)
+                return
+
+    def done(self, name: str) -> None:
+        """A statement has been done."""
+        if name in self._heard:
+            self._heard[name]()
 
 
 class Member(Process):
@@ -107,13 +145,15 @@ class Member(Process):
     def __init__(self, stage: Stage, name: str) -> None:
         super().__init__(stage.loop, name)
         self.stage = stage
-        self.clock_error_us = 0
-        """How far the machine's clock is off."""
+        self.clock_error_us = stage.error_us(stage.dice.of("machine clock", name))
+        """How far the machine's clock is off, as every clock is."""
+        self.clock_step_us = 0
+        """What somebody has set it wrong by."""
         self._deaths: list[tuple[str, int, str]] = []
 
     def machine_us(self) -> int:
         """The machine's clock."""
-        return self.stage.true_us() + self.clock_error_us
+        return self.stage.true_us() + self.clock_error_us + self.clock_step_us
 
     def die_at(self, phase: str, calls: int, kind: str) -> None:
         """Let it die at the ``calls``-th crash point of ``phase`` from now (1: the next)."""

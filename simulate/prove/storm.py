@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from dispatcher.core.moments import SECOND_US
 from simulate.prove.cluster import Cluster
 from simulate.prove.dice import Dice
 from simulate.prove.faults import WEATHER, Fault
@@ -12,7 +13,7 @@ from simulate.prove.people import People
 from simulate.prove.stage import Member, Stage
 from simulate.prove.virtual_loop import Life
 
-_HOUR_US = 3600 * 1_000_000
+_HOUR_US = 3600 * SECOND_US
 _STATEMENTS = 12
 
 
@@ -43,6 +44,7 @@ class Storm:
             "database restarted": self._restart_database,
             "database clock an hour ahead": partial(self._set_database_clock, _HOUR_US),
             "database clock an hour behind": partial(self._set_database_clock, -_HOUR_US),
+            "database clock off a little": self._shift_database_clock,
             "machine clock an hour ahead": partial(self._set_machine_clock, _HOUR_US),
             "machine clock an hour behind": partial(self._set_machine_clock, -_HOUR_US),
         }
@@ -116,20 +118,24 @@ class Storm:
         self._stage.restarts += 1
         self._stage.down_until_s = max(self._stage.down_until_s, self._stage.loop.time() + down_s)
 
-    def _set_database_clock(self, error_us: int, _: Dice, fault: Fault) -> None:
+    def _set_database_clock(self, step_us: int, _: Dice, fault: Fault) -> None:
         self._stage.strike(fault.kind, "database", f"for {fault.lasts_s:.1f} s")
-        self._stage.database_error_us = error_us
+        self._stage.database_step_us = step_us
         self._stage.after(fault.lasts_s, self._mend_database_clock)
 
     def _mend_database_clock(self) -> None:
-        self._stage.database_error_us = 0
+        self._stage.database_step_us = 0
 
-    def _set_machine_clock(self, error_us: int, dice: Dice, fault: Fault) -> None:
+    def _shift_database_clock(self, dice: Dice, fault: Fault) -> None:
+        self._stage.database_error_us = self._stage.error_us(dice)
+        self._stage.strike(fault.kind, "database", f"by {self._stage.database_error_us / SECOND_US:+.3f} s")
+
+    def _set_machine_clock(self, step_us: int, dice: Dice, fault: Fault) -> None:
         member = self._shard(dice)
         self._stage.strike(fault.kind, member.name, f"for {fault.lasts_s:.1f} s")
-        member.clock_error_us = error_us
+        member.clock_step_us = step_us
         self._stage.after(fault.lasts_s, _mend_clock, member)
 
 
 def _mend_clock(member: Member) -> None:
-    member.clock_error_us = 0
+    member.clock_step_us = 0

@@ -29,19 +29,25 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
     settings = stage.world.settings
     paused = {
         sequence: [(start, _FOR_GOOD_US if end is None else end) for start, end in spans]
-        for sequence, spans in people.paused.items()
+        for sequence, spans in people.sequences.paused.items()
     }
+    skew_us = span_us(settings.skew_s)
+    quotas = np.array(people.devices.quotas, QUOTA)
+    # Slots are counted by the database's clock: a quota may seem to bind before it was changed.
+    quotas["from_us"] -= skew_us
     return replace(
         tables(stage.database, LABELS),
-        quotas=np.array(people.quotas, QUOTA),
-        opted_out=people.opted_out,
-        retriggered=frozenset(people.retriggered),
-        by_hand=frozenset(people.settled),
+        quotas=quotas,
+        opted_out=people.leads.opted_out,
+        untriggered=people.leads.untriggered,
+        retriggered=frozenset(people.leads.retriggered),
+        by_hand=frozenset(people.receipts.settled),
+        stripped=people.leads.stripped(),
         paused=paused,
-        earlier=tuple(people.catalogues),
-        refresh_us=span_us(settings.look_s + settings.horizon_s + settings.lease_s),
-        look_us=span_us(settings.deadline_s + settings.skew_s),
-        skew_us=span_us(2 * settings.skew_s),
+        earlier=tuple(people.sequences.catalogues),
+        refresh_us=span_us(settings.look_s + settings.horizon_s + settings.lease_s) + 2 * skew_us,
+        look_us=span_us(settings.deadline_s) + 2 * skew_us,
+        skew_us=2 * skew_us,
         drained=drained,
         now_us=stage.true_us(),
         stuck_us=span_us(24 * settings.hour_s),

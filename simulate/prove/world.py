@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dispatcher.config import Settings
 from dispatcher.core.graph import Reentry, SenderPolicy, Step
@@ -44,7 +44,9 @@ class SequencePlan:
     name: str
     steps: tuple[Step, ...]
     reentry: Reentry
+    reentry_interval_h: float | None
     sender_policy: SenderPolicy
+    requires_opt_in: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,18 @@ class LeadPlan:
     phone: str
     name: str | None
     trigger: str
+    home: int | None
+    """The number of a device of its own."""
+    opted_in: bool
+
+
+class _Own(NamedTuple):
+    """Leads with a device of their own."""
+
+    devices: int
+    """It is one of the first so many; 0: all leads are there from the beginning."""
+    share: float
+    """Of the leads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +101,18 @@ def draw(seed: int) -> World:
     devices = tuple(
         _device(dice.of("device", n), n, shards, hour_s, saturated) for n in range(shards * dice.whole(1, 2) + 1)
     )
-    sequences = tuple(_sequence(dice.of("sequence", n), n) for n in range(dice.whole(1, 3)))
+    sequences = tuple(_sequence(dice.of("sequence", n), n, saturated) for n in range(dice.whole(1, 3)))
     faults_end_s = hour_s * dice.between(3, 8)
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
+    # Where most leads share a device there is more for it to send than it can, as after an import in the field.
+    own = _Own(0, 0.0) if saturated else dice.of("own").pick((_Own(len(devices), 0.2), _Own(2, 0.8)))
     entries = [sequence.steps[0].trigger for sequence in sequences]
     return World(
         settings=settings,
         shards=shards,
         devices=devices,
         sequences=sequences,
-        leads=tuple(_lead(dice.of("lead", n), n, entries, faults_end_s, saturated) for n in range(leads)),
+        leads=tuple(_lead(dice.of("lead", n), n, entries, own, faults_end_s) for n in range(leads)),
         faults_end_s=faults_end_s,
         saturated=saturated,
         gateway_forgets_s=settings.key_retention_s,
@@ -150,7 +166,7 @@ def _device(dice: Dice, number: int, shards: int, hour_s: float, saturated: bool
     )
 
 
-def _sequence(dice: Dice, number: int) -> SequencePlan:
+def _sequence(dice: Dice, number: int, saturated: bool) -> SequencePlan:
     triggers = [TOKENS[number], *(f"{TOKENS[number]}_day{day}" for day in range(2, dice.whole(1, 4) + 1))]
     steps = [
         Step(
@@ -164,20 +180,25 @@ def _sequence(dice: Dice, number: int) -> SequencePlan:
         )
         for day, (trigger, following) in enumerate(zip(triggers, [*triggers[1:], None], strict=True), 1)
     ]
+    reentry: Reentry = dice.pick(("after_exit", "after_exit", "never", "after_interval"))
     return SequencePlan(
         name=f"Sequence {number + 1}",
         steps=tuple(steps),
-        reentry=dice.pick(("after_exit", "after_exit", "never")),
+        reentry=reentry,
+        reentry_interval_h=dice.between(0.5, 4) if reentry == "after_interval" else None,
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
+        requires_opt_in=not saturated and dice.chance(0.2),
     )
 
 
-def _lead(dice: Dice, number: int, entries: list[str], faults_end_s: float, saturated: bool) -> LeadPlan:
+def _lead(dice: Dice, number: int, entries: list[str], own: _Own, faults_end_s: float) -> LeadPlan:
     wanted = [token for token in TOKENS if dice.chance(0.25)]
     trigger = ",".join([dice.pick(entries), *wanted])
     return LeadPlan(
-        at_s=0.0 if saturated else dice.between(0, 0.8 * faults_end_s) * dice.pick((0, 1)),
+        at_s=dice.between(0, 0.8 * faults_end_s) * dice.pick((0, 1)) if own.devices else 0.0,
         phone=f"9990000{number:05d}",
         name=dice.pick(NAMES),
         trigger=trigger,
+        home=dice.whole(1, own.devices) if dice.chance(own.share) else None,
+        opted_in=dice.chance(0.6),
     )

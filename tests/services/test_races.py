@@ -1,4 +1,4 @@
-"""Two transactions at once on the same rows: whichever commits first, the other one sees what it left."""
+"""Two at once: on the same rows, whichever commits first, the other one sees what it left; and in the same seat."""
 
 from __future__ import annotations
 

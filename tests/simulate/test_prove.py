@@ -6,22 +6,28 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from dispatcher.core.moments import SECOND_US, span_us
+from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import InputError
 from simulate.prove.campaign import Totals, catch, reduced, run
 from simulate.prove.canaries import CANARIES, released
 from simulate.prove.case import play
 from simulate.prove.command import app
 from simulate.prove.dice import Dice
-from simulate.prove.faults import KINDS, plan
+from simulate.prove.faults import KINDS, Fault, plan
+from simulate.prove.gateway import Gateways, Request
+from simulate.prove.leads import Leads
 from simulate.prove.regressions import Regression, append, read
 from simulate.prove.screen import LEAST_USE
+from simulate.prove.stage import Member, Stage
 from simulate.prove.virtual_loop import Process, VirtualLoop
-from simulate.prove.world import draw
+from simulate.prove.world import START_US, draw
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 QUICK = ("quota off by one", "epoch not read", "resend rendered anew", "delay before the step")
@@ -68,6 +74,13 @@ def test_broken_builds_are_caught(name):
 @pytest.mark.parametrize("number", range(len(CANARIES)), ids=[canary.name for canary in CANARIES])
 def test_every_broken_build_is_caught(number):
     assert catch(number, 200).seed is not None
+
+
+def test_what_leaves_after_its_trigger_was_taken_off_is_found():
+    with released(CANARIES[[canary.name for canary in CANARIES].index("trigger removed not read again")]):
+        failed = next(result for result in map(play, range(1, 200)) if result.violations)
+    assert list(failed.violations) == ["after_opt_out"]
+    assert all(each.startswith("rule 4, after_opt_out: after the trigger was taken off") for each in failed.findings)
 
 
 def test_a_canary_leaves_the_build_whole():
@@ -171,6 +184,71 @@ def test_a_stopped_process_misses_nothing_and_a_dead_one_cleans_nothing_up():
     loop.run_until(lambda: False, 100)
     assert done == [("killed", 1.0), ("stopped", 5.0), ("stopped ends", 15.0)]
     loop.close()
+
+
+def nobody(_: Request) -> None:
+    """Hears nothing."""
+
+
+def test_a_trigger_counts_as_off_from_when_the_engine_has_seen_it_until_it_comes_back():
+    stage = Stage(7, draw(7))
+    leads, database = Leads(stage), stage.database
+    lead = database.add_lead("9990000", "fit")
+
+    def strike(kind: str) -> None:
+        leads.acts[kind](Dice(1), Fault(0, kind, 0.0, 0.0, 1.0))
+
+    def enrolled(taken: int) -> None:
+        del database.queue[:taken]
+        stage.done("enrol")
+
+    stage.at(1, strike, "trigger removed")
+    stage.at(2, enrolled, 1)  # the change that brought the lead in: the other one waits
+    stage.at(3, enrolled, 1)
+    stage.at(5, strike, "trigger comes back")
+    stage.at(6, strike, "trigger removed")
+    stage.at(7, strike, "trigger comes back")
+    stage.at(8, enrolled, 3)
+    stage.loop.run_until(lambda: False, 9)
+    assert leads.untriggered == {(lead, "fit"): [(START_US + 3 * SECOND_US, START_US + 5 * SECOND_US)]}
+    stage.loop.close()
+
+
+def test_a_gateway_goes_by_its_own_word_on_keys_and_by_its_own_clock_on_deadlines():
+    world = replace(draw(7), check_not_after=True)
+    stage, told = Stage(7, world), list[Outcome]()
+    gateways = Gateways(stage, nobody)
+    gateways.honour_keys(1, True)
+
+    def ask(late: bool = False) -> None:
+        deadline_us = stage.true_us() + (0 if late else span_us(10))
+        request = Request(1, stage.true_us(), deadline_us, 1, 1, "9990000", "Welcome", "fit", b"k" * 16, 0)
+        reply = stage.loop.create_future()
+        reply.add_done_callback(lambda done: told.append(done.result().outcome))
+        gateways.receive(request, reply)
+
+    stage.at(1, ask)
+    stage.at(2, ask)
+    stage.at(3, gateways.honour_keys, 1, False)
+    stage.at(4, ask)
+    stage.at(5, ask, True)
+    stage.loop.run_until(lambda: False, 9)
+    assert told == [Outcome.ACCEPTED, Outcome.REPEAT, Outcome.ACCEPTED, Outcome.EXPIRED]
+    stage.loop.close()
+
+
+def test_no_two_clocks_differ_by_more_than_the_skew_and_hardly_any_is_right():
+    offs = []
+    for seed in range(1, 60):
+        world = draw(seed)
+        stage = Stage(seed, world)
+        machine = Member(stage, "shard 0.1")
+        offs += [
+            (us - stage.true_us()) / span_us(world.settings.skew_s)
+            for us in (stage.database_us(), machine.machine_us())
+        ]
+        stage.loop.close()
+    assert -0.45 <= min(offs) < -0.4 < 0.4 < max(offs) <= 0.45
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,182 @@
+"""What becomes of leads: triggers put on and taken off, opt-outs, edits. And what the tester writes down of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from dispatcher.core import triggers
+from simulate.memory_store import MemoryDatabase
+from simulate.memory_store.rows import Change, Lead
+from simulate.prove.dice import Dice
+from simulate.prove.faults import Fault
+from simulate.prove.stage import Stage
+from simulate.prove.world import NAMES, TOKENS, LeadPlan
+
+_FOR_GOOD_US: Final = 2**62
+
+
+class Leads:
+    """Leads, and the marketers who bring them.
+
+    Args:
+        stage: where they act.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._database: MemoryDatabase = stage.database
+        self.opted_out: dict[str, int] = {}
+        """When each phone opted out, by the true clock; those that opted in again since are not in it."""
+        self.untriggered: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        """By lead and trigger: since when the engine has seen that it was taken off by hand, until it came back."""
+        self.retriggered: set[tuple[int, str]] = set()
+        """Lead and trigger that was put on by hand after the lead had been brought in."""
+        self._put: dict[int, set[str]] = {}
+        """By lead, the triggers that were ever put on."""
+        self._removed: list[tuple[int, str]] = []
+        self._unseen: dict[tuple[int, str], Change] = {}
+        """What was taken off, with the queued change that tells the engine."""
+        stage.listen("enrol", self._see)
+        self.acts: dict[str, Callable[[Dice, Fault], None]] = {
+            "opt-out": self._opt_out,
+            "opt-in": self._opt_in,
+            "trigger removed": self._remove_trigger,
+            "trigger edited": self._edit_trigger,
+            "trigger comes back": self._bring_trigger_back,
+            "lead edited": self._edit,
+            "lead deleted": self._delete,
+            "leads locked": self._lock,
+        }
+
+    def begin(self) -> None:
+        """Have them come when they come."""
+        for lead in self._stage.world.leads:
+            self._stage.at(lead.at_s, self._bring, lead)
+
+    def heal(self) -> None:
+        """Nobody holds a lead's row any more."""
+        self._database.locked_leads.clear()
+
+    def _bring(self, plan: LeadPlan) -> None:
+        device = None if plan.home is None else self._database.devices.get(plan.home)
+        added = self._database.add_lead(
+            plan.phone,
+            plan.trigger,
+            name=plan.name,
+            attributes={"city": "Ipoh"} if plan.name else {},
+            home_device_id=None if device is None else device.id,
+            opted_in_us=self._stage.database_us() if plan.opted_in else None,
+        )
+        self._put[added] = set(triggers.parse(plan.trigger))
+
+    def stripped(self) -> int:
+        """Triggers gone from leads though nobody took them off and no enrolment by them has completed."""
+        database, gone = self._database, 0
+        for id_, lead in database.leads.items():
+            done = {row.entry for row in database.of_lead.get(id_, ()) if row.status == "completed"}
+            by_hand = {token for other, token in self._removed if other == id_}
+            gone += len(self._put[id_] - set(triggers.parse(lead.trigger)) - done - by_hand)
+        return gone
+
+    def _done(self, fault: Fault, what: str) -> None:
+        self._stage.strike(fault.kind, "people", what)
+
+    def _lead(self, dice: Dice) -> Lead | None:
+        leads = list(self._database.leads.values())
+        return dice.pick(leads) if leads else None
+
+    # Consent -------------------------------------------------------------------------------------------------
+
+    def _opt_out(self, dice: Dice, fault: Fault) -> None:
+        lead = self._lead(dice)
+        if lead is not None and lead.opted_out_us is None:
+            self._database.opt_out(lead.id)
+            self.opted_out[lead.phone] = self._stage.true_us()
+            self._done(fault, lead.phone)
+
+    def _opt_in(self, dice: Dice, fault: Fault) -> None:
+        """One that has opted out before, if there is any, else one that never said anything."""
+        leads = self._database.leads.values()
+        out = [lead for lead in leads if lead.opted_out_us is not None]
+        silent = [lead for lead in leads if lead.opted_in_us is None]
+        if out or silent:
+            lead = dice.pick(out or silent)
+            self._database.opt_in(lead.id)
+            self.opted_out.pop(lead.phone, None)
+            self._done(fault, lead.phone)
+
+    # Triggers ------------------------------------------------------------------------------------------------
+
+    def _remove_trigger(self, dice: Dice, fault: Fault) -> None:
+        lead = self._lead(dice)
+        tokens = list(triggers.parse(lead.trigger)) if lead is not None else []
+        if lead is not None and tokens:
+            token = dice.pick(tokens)
+            left = [other for other in tokens if other != token]
+            self._database.set_trigger(lead.id, ",".join(left) or None)
+            self._taken_off(lead.id, [token])
+            self._done(fault, f"{token} off {lead.phone}")
+
+    def _edit_trigger(self, dice: Dice, fault: Fault) -> None:
+        lead = self._lead(dice)
+        if lead is not None:
+            tokens = [dice.pick(TOKENS), dice.pick(TOKENS)]
+            trigger = dice.pick((" {} , {}", "{},,{}", "{},{}")).format(*tokens)
+            gone = [token for token in triggers.parse(lead.trigger) if token not in tokens]
+            self._database.set_trigger(lead.id, trigger)
+            self._put_on(lead.id, tokens)
+            self._taken_off(lead.id, gone)
+            self._done(fault, f"{lead.phone} now carries {trigger!r}")
+
+    def _bring_trigger_back(self, dice: Dice, fault: Fault) -> None:
+        if self._removed:
+            id_, token = dice.pick(self._removed)
+            lead = self._database.leads.get(id_)
+            if lead is not None:
+                self._database.set_trigger(id_, f"{lead.trigger},{token}" if lead.trigger else token)
+                self._put_on(id_, [token])
+                self._done(fault, f"{token} on {lead.phone}")
+
+    def _taken_off(self, lead: int, tokens: Iterable[str]) -> None:
+        """Just now, by the change that was queued last."""
+        for token in tokens:
+            self._removed.append((lead, token))
+            self._unseen[lead, token] = self._database.queue[-1]
+
+    def _put_on(self, lead: int, tokens: Iterable[str]) -> None:
+        self._put[lead].update(tokens)
+        for pair in [(lead, token) for token in tokens]:
+            self.retriggered.add(pair)
+            self._unseen.pop(pair, None)
+            spans = self.untriggered.get(pair)
+            if spans and spans[-1][1] == _FOR_GOOD_US:
+                spans[-1] = spans[-1][0], self._stage.true_us()
+
+    def _see(self) -> None:
+        """The engine has worked off changes: what is not queued any more it knows."""
+        for pair, change in list(self._unseen.items()):
+            if change not in self._database.queue:
+                del self._unseen[pair]
+                self.untriggered.setdefault(pair, []).append((self._stage.true_us(), _FOR_GOOD_US))
+
+    # Everything else -----------------------------------------------------------------------------------------
+
+    def _edit(self, dice: Dice, fault: Fault) -> None:
+        """Every lead's name and city: a file is imported again."""
+        for id_ in list(self._database.leads):
+            self._database.set_lead(id_, name=dice.pick(NAMES), attributes={"city": dice.pick(("Ipoh", "Melaka"))})
+        self._done(fault, f"{len(self._database.leads)} leads")
+
+    def _delete(self, dice: Dice, fault: Fault) -> None:
+        lead = self._lead(dice)
+        if lead is not None:
+            self._database.delete_lead(lead.id)
+            self._taken_off(lead.id, triggers.parse(lead.trigger))
+            self._done(fault, lead.phone)
+
+    def _lock(self, _: Dice, fault: Fault) -> None:
+        locked = set(self._database.leads)
+        self._database.locked_leads |= locked
+        self._stage.after(fault.lasts_s, self._database.locked_leads.difference_update, locked)
+        self._done(fault, f"{len(locked)} for {fault.lasts_s:.0f} s")
