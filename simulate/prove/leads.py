@@ -76,7 +76,7 @@ class Leads:
         for id_, lead in database.leads.items():
             done = {row.entry for row in database.of_lead.get(id_, ()) if row.status == "completed"}
             by_hand = {token for other, token in self._removed if other == id_}
-            gone += len(self._put[id_] - set(triggers.parse(lead.trigger)) - done - by_hand)
+            gone += len(self._put.get(id_, set()) - set(triggers.parse(lead.trigger)) - done - by_hand)
         return gone
 
     def _done(self, fault: Fault, what: str) -> None:
@@ -145,7 +145,7 @@ class Leads:
             self._unseen[lead, token] = self._database.queue[-1]
 
     def _put_on(self, lead: int, tokens: Iterable[str]) -> None:
-        self._put[lead].update(tokens)
+        self._put.setdefault(lead, set()).update(tokens)
         for pair in [(lead, token) for token in tokens]:
             self.retriggered.add(pair)
             self._unseen.pop(pair, None)

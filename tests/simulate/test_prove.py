@@ -24,7 +24,6 @@ from simulate.prove.faults import KINDS, Fault, plan
 from simulate.prove.gateway import Gateways, Request
 from simulate.prove.leads import Leads
 from simulate.prove.regressions import Regression, append, read
-from simulate.prove.screen import LEAST_USE
 from simulate.prove.stage import Member, Stage
 from simulate.prove.virtual_loop import Process, VirtualLoop
 from simulate.prove.world import START_US, draw
@@ -51,12 +50,12 @@ def test_thirty_seeds_hold():
 
 
 @pytest.mark.slow
-def test_three_hundred_seeds_hold_and_use_a_saturated_fleet_to_the_full():
+def test_three_hundred_seeds_hold_and_use_a_saturated_fleet():
     totals = run(range(1000, 1300), 2, nothing)
     assert failures(totals) == {}
     assert sum(totals.injected.values()) >= 15_000
     assert set(totals.injected) == set(KINDS)
-    assert totals.used >= LEAST_USE * totals.usable > 0
+    assert totals.used >= 0.94 * totals.usable > 0
 
 
 @pytest.mark.parametrize("regression", read(REGRESSIONS), ids=str)
