@@ -10,7 +10,6 @@ from simulate.memory_store import MemoryDatabase
 from simulate.prove.dice import Dice
 from simulate.prove.faults import Fault
 from simulate.prove.stage import Stage
-from simulate.prove.world import TEXTS
 
 _LATER: Final = "sequence switched on later"
 
@@ -99,7 +98,7 @@ class Sequences:
         """All texts of a sequence, each to another one."""
         sequence = dice.pick(list(self._database.sequences))
         for step in self._database.sequences[sequence].steps:
-            others = [text for text in TEXTS if text != step.message_text]
+            others = [text for text in self._stage.world.texts if text != step.message_text]
             self._database.edit_step(step.trigger, message_text=dice.pick(others))
         self._keep_catalogue()
         self._done(fault, f"sequence {sequence}")

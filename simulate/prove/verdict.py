@@ -63,16 +63,13 @@ def use_of(stage: Stage) -> tuple[int, int]:
     from_us = START_US + span_us(stage.world.faults_end_s + settings.lease_s + _SETTLED_S)
     sent = possible = 0
     for device in stage.database.devices.values():
-        rows = [row for row in stage.database.ledger.rows if row.device == device.id]
-        until_us = _busy_until_us([(row.due_us, row.slot_us) for row in rows if row.outcome == "accepted"], from_us)
+        # What a gateway knew already has used its slot like everything else that was handed over.
+        rows = [row for row in stage.database.ledger.rows if row.device == device.id and row.outcome not in _UNSENT]
+        until_us = _busy_until_us([(row.due_us, row.slot_us) for row in rows], from_us)
         if until_us is None:
             continue
-        taken = [
-            row.deadline_us if row.outcome == "in_doubt" else row.slot_us
-            for row in rows
-            if row.slot_us < from_us and row.outcome not in _UNSENT
-        ]
-        sent += sum(from_us <= row.slot_us < until_us and row.outcome == "accepted" for row in rows)
+        taken = [row.deadline_us if row.outcome == "in_doubt" else row.slot_us for row in rows if row.slot_us < from_us]
+        sent += sum(from_us <= row.slot_us < until_us for row in rows)
         possible += _possible(device, np.array(taken, np.int64), from_us, until_us, stage)
     return sent, possible
 

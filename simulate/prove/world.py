@@ -20,6 +20,8 @@ TEXTS: Final = (
     "Last one.",
     "Well done{% if name %}, {{ name }}{% endif %}.",
 )
+FOR_EVERYBODY: Final = TEXTS[:3]
+"""The last one says nothing to a lead without a name: such a message is rejected."""
 NAMES: Final = (None, "Ann", "Bo", "Chloé")
 TOKENS: Final = ("fit", "fit_2", "fitness", "outfit", "gym")
 """Tokens that are parts of each other: nothing may match by substring."""
@@ -85,6 +87,8 @@ class World:
     """From here on nothing fails any more: everything has to drain."""
     saturated: bool
     """Whether there is more to send than the devices can: then they have to be used to the full."""
+    texts: tuple[str, ...]
+    """What messages say."""
     gateway_forgets_s: float
     """How long gateways remember keys."""
     check_not_after: bool
@@ -101,7 +105,8 @@ def draw(seed: int) -> World:
     devices = tuple(
         _device(dice.of("device", n), n, shards, hour_s, saturated) for n in range(shards * dice.whole(1, 2) + 1)
     )
-    sequences = tuple(_sequence(dice.of("sequence", n), n, saturated) for n in range(dice.whole(1, 3)))
+    texts = FOR_EVERYBODY if saturated else TEXTS
+    sequences = tuple(_sequence(dice.of("sequence", n), n, texts, saturated) for n in range(dice.whole(1, 3)))
     faults_end_s = hour_s * dice.between(3, 8)
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
     # Where most leads share a device there is more for it to send than it can, as after an import in the field.
@@ -115,6 +120,7 @@ def draw(seed: int) -> World:
         leads=tuple(_lead(dice.of("lead", n), n, entries, own, faults_end_s) for n in range(leads)),
         faults_end_s=faults_end_s,
         saturated=saturated,
+        texts=texts,
         gateway_forgets_s=settings.key_retention_s,
         check_not_after=dice.chance(0.5),
     )
@@ -166,12 +172,12 @@ def _device(dice: Dice, number: int, shards: int, hour_s: float, saturated: bool
     )
 
 
-def _sequence(dice: Dice, number: int, saturated: bool) -> SequencePlan:
+def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) -> SequencePlan:
     triggers = [TOKENS[number], *(f"{TOKENS[number]}_day{day}" for day in range(2, dice.whole(1, 4) + 1))]
     steps = [
         Step(
             trigger=trigger,
-            message_text=dice.pick(TEXTS),
+            message_text=dice.pick(texts),
             next_trigger=following,
             delay_h=dice.whole(1, 3),
             day_number=day,

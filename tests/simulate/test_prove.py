@@ -24,6 +24,7 @@ from simulate.prove.faults import KINDS, Fault, plan
 from simulate.prove.gateway import Gateways, Request
 from simulate.prove.leads import Leads
 from simulate.prove.regressions import Regression, append, read
+from simulate.prove.screen import LEAST_USE
 from simulate.prove.stage import Member, Stage
 from simulate.prove.virtual_loop import Process, VirtualLoop
 from simulate.prove.world import START_US, draw
@@ -55,7 +56,7 @@ def test_three_hundred_seeds_hold_and_use_a_saturated_fleet():
     assert failures(totals) == {}
     assert sum(totals.injected.values()) >= 15_000
     assert set(totals.injected) == set(KINDS)
-    assert totals.used >= 0.94 * totals.usable > 0
+    assert totals.used >= LEAST_USE * totals.usable > 0
 
 
 @pytest.mark.parametrize("regression", read(REGRESSIONS), ids=str)
