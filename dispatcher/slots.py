@@ -16,10 +16,10 @@ from dispatcher.core.batches import Indices, Int32s, Int64s, Leased, Outcomes
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.leases import Usage
 from dispatcher.core.moments import SECOND_US, span_us
-from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
+from dispatcher.core.outcomes import UNCHARGED, Outcome
 from dispatcher.core.quota import Offer, SlidingLog
 
-_UNSENT: Final = np.array([int(outcome) for outcome in PROVED_UNSENT])
+_UNCHARGED: Final = np.array([int(outcome) for outcome in UNCHARGED])
 
 
 class Slots(NamedTuple):
@@ -160,7 +160,7 @@ class SlotBook:
         """Book outcomes, row by row of ``leased``."""
         rows = self._fleet.rows(leased.device)
         self._log.settle(rows)
-        unsent = np.isin(outcomes.outcome, _UNSENT)
+        unsent = np.isin(outcomes.outcome, _UNCHARGED)
         if unsent.any():
             self._log.release(rows[unsent], leased.slot_us[unsent])
         unknown = outcomes.outcome == Outcome.IN_DOUBT

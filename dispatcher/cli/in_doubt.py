@@ -115,7 +115,8 @@ def resolve_(
 ) -> None:
     """Say what became of attempts in doubt: accepted moves on to the next step, not-sent is sent again, as if new.
 
-    What is under way is left alone. The exit status is 1 if an enrolment that was named was left as it is.
+    What is under way is left alone, and so is what was accepted at a step that no longer exists. The exit status is 1
+    if an enrolment that was named was left as it is.
     """
     if word is None:
         raise InputError("--as", "it is missing", "say accepted or not-sent")
@@ -126,33 +127,45 @@ def resolve_(
     if bool(named) == (sequence is not None or older_than is not None):
         raise InputError("in-doubt resolve", "which ones?", "name enrolments, or give --sequence, --older-than or both")
 
-    async def body() -> tuple[list[int], list[dict[str, Any]]]:
+    async def body() -> tuple[list[int], dict[int, str]]:
         async with database(database_url, data_dir) as connection:
             which = await _which(connection, named or None, sequence, older_than)
             found, under_way = await count_in_doubt(connection, which)
             if not named and found > under_way and not yes:
                 _confirm(f"{found - under_way:,} enrolments as {word.value}?")
-            resolved = await _resolve(connection, which, word, found, actor(by), due_us)
+            catalogue = Catalogue.of(await read_sequences(connection))
+            resolved = await _resolve(connection, which, word, catalogue, found, actor(by), due_us)
             left = await list_in_doubt(connection, which, rows=len(named) or 1)
-            return resolved, left
+            return resolved, {row["id"]: _why_left(row, catalogue) for row in left}
 
     resolved, left = run(body())
     out.out(f"{len(resolved):,} resolved as {word.value}")
-    under_way = {row["id"] for row in left if row["state"] == UNDER_WAY}
     for enrolment in sorted(set(named) - set(resolved)):
-        why = "is under way: wait for its end" if enrolment in under_way else "nothing is in doubt there"
-        err.out(f"enrolment {enrolment}: {why}")
+        err.out(f"enrolment {enrolment}: {left.get(enrolment, 'nothing is in doubt there')}")
     if not named and left:
-        err.out("some were left, because they are under way - see: dripline in-doubt list")
+        err.out(f"some were left, such as enrolment {min(left)}: {left[min(left)]} - see: dripline in-doubt list")
     if set(named) - set(resolved):
         raise typer.Exit(_LEFT_STATUS)
 
 
+def _why_left(row: dict[str, Any], catalogue: Catalogue) -> str:
+    if row["state"] == UNDER_WAY:
+        return "is under way: wait for its end"
+    if row["step"] not in catalogue.step:
+        return f"its step {row['step']!r} is gone: put it back first"
+    return "somebody else holds it: try again"
+
+
 async def _resolve(
-    connection: asyncpg.Connection, which: Which, word: Word, found: int, by: str, due_us: int | None
+    connection: asyncpg.Connection,
+    which: Which,
+    word: Word,
+    catalogue: Catalogue,
+    found: int,
+    by: str,
+    due_us: int | None,
 ) -> list[int]:
     """All pages of ``which``; returns the enrolments that moved on."""
-    catalogue = Catalogue.of(await read_sequences(connection))
     resolved: list[int] = []
     last: int | None = 0
     with progress(found, "enrolments") as show:

@@ -211,7 +211,7 @@ class Catalogue:
         usable = frozenset(id_ for id_, sequence in by_id.items() if sequence.is_active and id_ not in broken)
         triggers = list(step)
         index = {trigger: number for number, trigger in enumerate(triggers)}
-        following = [each.next_trigger for each in step.values()] + [None]
+        following = [each.next_trigger for each in step.values()]
         return cls(
             sequences=by_id,
             problems=broken,
@@ -223,7 +223,7 @@ class Catalogue:
             index=index,
             next_trigger=np.array(following, dtype=object),
             next_index=np.array([-1 if to is None else index.get(to, -1) for to in following], dtype=np.intp),
-            delay_h=np.array([float(each.delay_h) for each in step.values()] + [0.0]),
+            delay_h=np.array([float(each.delay_h) for each in step.values()]),
         )
 
     def indices(self, triggers: list[str]) -> Indices:
@@ -232,5 +232,11 @@ class Catalogue:
         return np.fromiter((known.get(trigger, -1) for trigger in triggers), np.intp, len(triggers))
 
     def advance(self, step_index: Indices) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-        """Where a contact goes once its step is accepted: next trigger (None at the end), delay in hours."""
+        """Where a contact goes once its step is accepted: next trigger (None at the end), delay in hours.
+
+        Raises:
+            ValueError: an index is negative. Where a step that is gone leads, nobody knows.
+        """
+        if (step_index < 0).any():
+            raise ValueError("a step that does not exist leads nowhere")
         return self.next_trigger[step_index], self.delay_h[step_index]

@@ -43,7 +43,12 @@ class Outcome(IntEnum):
 PROVED_UNSENT: Final = frozenset(
     {Outcome.REFUSED, Outcome.THROTTLED, Outcome.EXPIRED, Outcome.CREDENTIALS, Outcome.NOT_SENT}
 )
-"""Outcomes that give the device's slot back; every other one counts against its quota."""
+"""Outcomes after which nothing of the attempt was sent."""
+
+UNCHARGED: Final = PROVED_UNSENT - {Outcome.NOT_SENT}
+"""Outcomes that give the device's slot back; every other one counts against its quota.
+
+What was in doubt stays charged, at the latest moment it can have arrived: it may have come and been turned down."""
 
 UNCOUNTED: Final = frozenset({Outcome.THROTTLED, Outcome.EXPIRED, Outcome.CREDENTIALS})
 """Outcomes that are a snooze: the contact is not to blame, so ``retry_count`` stays."""

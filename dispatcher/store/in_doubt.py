@@ -87,7 +87,8 @@ async def resolve(
 ) -> Resolved:
     """Settle one page of enrolments in doubt, in one transaction, with an entry of the operators' log for each.
 
-    What is under way is left to its own end. Repeating a page changes nothing more.
+    What is under way is left to its own end, and so is what was accepted at a step that is gone: where it leads is
+    known once the step is back. Repeating a page changes nothing more.
 
     Args:
         catalogue: where an accepted message leads.
@@ -100,6 +101,8 @@ async def resolve(
         ready = [row["id"] for row in page if row["state"] != UNDER_WAY]
         free = await connection.fetch(statements("in_doubt")["lock_in_doubt"], ready)
         attempts = await connection.fetch(statements("in_doubt")["unknown_attempts"], [row["id"] for row in free])
+        if word is Word.ACCEPTED:
+            attempts = [row for row in attempts if row["step"] in catalogue.step]
         clock = await connection.fetchrow(statements("in_doubt")["clock"])
         assert clock is not None
         if attempts:

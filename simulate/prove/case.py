@@ -113,8 +113,8 @@ class _Case:
         settings = self._world.settings
         database = self._stage.database
         sends = sum(len(row.steps) for row in database.sequences.values()) * (len(database.leads) + 1)
-        per_day = sum(device.quota_per_day for device in database.devices.values())
-        days = 2 + sends / max(per_day, 1) * len(database.devices)
+        # All of them may be one device's.
+        days = 2 + sends / max(1, min(device.quota_per_day for device in database.devices.values()))
         return self._world.faults_end_s + days * 24 * settings.hour_s * 1.2
 
     def _drained(self) -> bool:

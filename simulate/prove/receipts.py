@@ -19,6 +19,7 @@ from simulate.prove.stage import Stage
 
 _NOBODYS_TOKEN: Final = -1
 _RECEIPT_S: Final = 20.0
+_AGAIN_S: Final = 15.0
 
 
 class Receipts:
@@ -52,7 +53,10 @@ class Receipts:
         """An operator asks the gateway what became of an attempt in doubt."""
         surely_us = self._stage.true_us() - 2 * span_us(self._stage.world.settings.skew_s)
         rows = self._database.ledger.rows
-        doubts = [row for row in rows if row.outcome == "in_doubt" and row.deadline_us < surely_us]
+        steps = self._database.catalogue().step
+        doubts = [
+            row for row in rows if row.outcome == "in_doubt" and row.deadline_us < surely_us and row.step in steps
+        ]
         if doubts:
             attempt = dice.pick(doubts)
             what = f"enrolment {attempt.enrolment} visit {attempt.visit} attempt {attempt.attempt}"
@@ -61,9 +65,11 @@ class Receipts:
             self._learn(attempt.key)
 
     def _learn(self, key: bytes) -> None:
-        """Pass on what the gateway's log says of the earliest attempt in doubt under ``key``."""
+        """Pass on what the gateway says of the earliest attempt in doubt under ``key``, once its step is there."""
         rows = [row for row in self._database.ledger.rows if row.key == key and row.outcome == "in_doubt"]
-        if rows:
+        if rows and rows[0].step not in self._database.catalogue().step:
+            self._stage.after(_AGAIN_S, self._learn, key)
+        elif rows:
             self._stage.note("people", f"receipt for enrolment {rows[0].enrolment} visit {rows[0].visit}")
             self._stage.start(self._write(rows[0]))
 

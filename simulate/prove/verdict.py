@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from dispatcher.core.moments import SECOND_US, span_us
-from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
+from dispatcher.core.outcomes import UNCHARGED, Outcome
 from dispatcher.core.quota import SlidingLog
 from simulate.evidence import QUOTA, Evidence
 from simulate.memory_store import evidence as tables
@@ -18,7 +18,7 @@ from simulate.prove.stage import Stage
 from simulate.prove.world import START_US
 
 LABELS: Final = tuple(outcome.label for outcome in Outcome)
-_UNSENT: Final = frozenset(outcome.label for outcome in PROVED_UNSENT)
+_UNCHARGED: Final = frozenset(outcome.label for outcome in UNCHARGED)
 _FOR_GOOD_US: Final = 2**62
 _SETTLED_S: Final = 70.0
 """After the faults: devices that were asked to slow down rest for a minute."""
@@ -64,11 +64,15 @@ def use_of(stage: Stage) -> tuple[int, int]:
     sent = possible = 0
     for device in stage.database.devices.values():
         # What a gateway knew already has used its slot like everything else that was handed over.
-        rows = [row for row in stage.database.ledger.rows if row.device == device.id and row.outcome not in _UNSENT]
+        rows = [row for row in stage.database.ledger.rows if row.device == device.id and row.outcome not in _UNCHARGED]
         until_us = _busy_until_us([(row.due_us, row.slot_us) for row in rows], from_us)
         if until_us is None:
             continue
-        taken = [row.deadline_us if row.outcome == "in_doubt" else row.slot_us for row in rows if row.slot_us < from_us]
+        taken = [
+            row.deadline_us if row.outcome in ("in_doubt", "not_sent") else row.slot_us
+            for row in rows
+            if row.slot_us < from_us
+        ]
         sent += sum(from_us <= row.slot_us < until_us for row in rows)
         possible += _possible(device, np.array(taken, np.int64), from_us, until_us, stage)
     return sent, possible

@@ -153,17 +153,21 @@ def test_a_batch_advances_by_index_and_a_dangling_trigger_stays_visible() -> Non
     at = ["fitness_day2", "fitness_day3", "broken_start", "deleted_step", "fitness_start"]
     index = catalogue.indices(at)
     assert index.tolist() == [1, 2, 3, -1, 0]
-    next_trigger, delay_h = catalogue.advance(index)
-    assert next_trigger.tolist() == ["fitness_day3", None, "nowhere", None, "fitness_day2"]
-    assert delay_h.tolist() == [48.0, 24.0, 24.0, 0.0, 24.0]
-    assert catalogue.next_index[index].tolist() == [2, -1, -1, -1, 1]
+    with pytest.raises(ValueError, match="leads nowhere"):
+        catalogue.advance(index)
+    known = index[index >= 0]
+    next_trigger, delay_h = catalogue.advance(known)
+    assert next_trigger.tolist() == ["fitness_day3", None, "nowhere", "fitness_day2"]
+    assert delay_h.tolist() == [48.0, 24.0, 24.0, 24.0]
+    assert catalogue.next_index[known].tolist() == [2, -1, -1, 1]
     assert [catalogue.triggers[i] for i in index if i >= 0] == [t for t in at if t in catalogue.index]
 
 
 def test_an_empty_catalogue_knows_nothing() -> None:
     catalogue = Catalogue.of([])
-    next_trigger, delay_h = catalogue.advance(catalogue.indices(["a"]))
-    assert (next_trigger.tolist(), delay_h.tolist(), catalogue.entries) == ([None], [0.0], {})
+    next_trigger, delay_h = catalogue.advance(catalogue.indices([]))
+    assert (next_trigger.tolist(), delay_h.tolist(), catalogue.entries) == ([], [], {})
+    assert catalogue.indices(["a"]).tolist() == [-1]
 
 
 def test_a_trigger_belongs_to_one_step() -> None:
@@ -196,5 +200,5 @@ def test_the_columns_say_what_the_steps_say(drawn: list[Sequence]) -> None:
     assert catalogue.triggers == [s.trigger for s in steps]
     assert next_trigger.tolist() == [s.next_trigger for s in steps]
     assert delay_h.tolist() == [float(s.delay_h) for s in steps]
-    assert catalogue.next_index.tolist() == [catalogue.index.get(s.next_trigger or "", -1) for s in steps] + [-1]
+    assert catalogue.next_index.tolist() == [catalogue.index.get(s.next_trigger or "", -1) for s in steps]
     assert set(catalogue.problems) == {each.id for each in named if problems(each)}

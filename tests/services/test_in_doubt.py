@@ -117,6 +117,24 @@ async def test_accepted_at_the_last_step_completes_and_takes_the_trigger_off(new
     assert await world.rows("SELECT DISTINCT trigger FROM leads") == [(None,)]
 
 
+async def test_where_an_accepted_step_that_is_gone_leads_is_known_once_it_is_back(new_world, answer):
+    world = await in_doubt(new_world, answer, "start", "day2")
+    await world.execute("DELETE FROM sequence_steps WHERE trigger = 'start'")
+    assert await say(world, Word.ACCEPTED) == Resolved([], None)
+    named = dripline(world, "in-doubt", "resolve", "1", "--as", "accepted")
+    assert (named.returncode, named.stderr) == (1, "enrolment 1: its step 'start' is gone: put it back first\n")
+    others = dripline(world, "in-doubt", "resolve", "--sequence", "Fitness", "--as", "accepted", "--yes")
+    assert others.returncode == 0
+    assert others.stderr.startswith("some were left, such as enrolment 1: its step 'start' is gone")
+    assert {row[3:] for row in await world.attempts()} == {(1, "in_doubt")}
+    await world.execute(
+        "INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, is_entry_point) "
+        "SELECT id, 'start', 'Hello', 'day2', true FROM sequences"
+    )
+    assert await say(world, Word.ACCEPTED) == Resolved([1, 2, 3], None)
+    assert {row[1:4] for row in await world.states()} == {("day2", 2, "active")}
+
+
 async def test_not_sent_waits_again_and_is_sent(new_world, answer):
     world = await in_doubt(new_world, answer, "start", "day2")
     assert await say(world, Word.NOT_SENT) == Resolved([1, 2, 3], None)

@@ -15,14 +15,25 @@ import numpy as np
 import pytest
 
 from dispatcher.core.moments import to_datetime
-from dispatcher.core.outcomes import PROVED_UNSENT
+from dispatcher.core.outcomes import UNCHARGED
 
 SECOND_US = 1_000_000
 HOUR_US = 3600 * SECOND_US
 DEVICES = 300
 DEADLINE_US, SKEW_US = 30 * SECOND_US, 5 * SECOND_US
-UNSENT = {outcome.label for outcome in PROVED_UNSENT}
-PAST = ("accepted", "accepted", "in_doubt", "accepted", "refused", "repeat", "throttled", "accepted", "rejected")
+FREE = {outcome.label for outcome in UNCHARGED}
+PAST = (
+    "accepted",
+    "accepted",
+    "in_doubt",
+    "accepted",
+    "refused",
+    "repeat",
+    "throttled",
+    "accepted",
+    "rejected",
+    "not_sent",
+)
 SAID = ("accepted", "in_doubt", "refused")
 
 Moments = dict[int, list[int]]
@@ -39,7 +50,7 @@ def past(number: int, now_us: int) -> list[tuple[str, int]]:
     hour, day = quotas(number)
     recent, all_ = hour - 3 - number % 4, day - 3 - number % 5
     found: list[tuple[str, int]] = []
-    while (counted := sum(outcome not in UNSENT for outcome, _ in found)) < all_:
+    while (counted := sum(outcome not in FREE for outcome, _ in found)) < all_:
         minutes_ago = 3 * len(found) + 5 if counted < recent else 60 + 25 * len(found)
         found.append((PAST[(number + len(found)) % len(PAST)], now_us - minutes_ago * 60 * SECOND_US - number))
     return found
@@ -47,9 +58,9 @@ def past(number: int, now_us: int) -> list[tuple[str, int]]:
 
 def moment(outcome: str, slot_us: int) -> list[int]:
     """When an attempt counts, if it does."""
-    if outcome in UNSENT:
+    if outcome in FREE:
         return []
-    return [slot_us + DEADLINE_US if outcome == "in_doubt" else slot_us]
+    return [slot_us + DEADLINE_US if outcome in ("in_doubt", "not_sent") else slot_us]
 
 
 async def live_through(world) -> Moments:

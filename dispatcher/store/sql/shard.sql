@@ -1,14 +1,14 @@
 -- What a shard reads: its usage at takeover, its leases, and once more what is about to leave.
 
 -- name: load_usage
--- Ledger and leases in one snapshot: every attempt not proved unsent, an unknown one at its latest moment. A lease
--- counts when it was handed over, or when its owner may still do so.
+-- Ledger and leases in one snapshot: every attempt that is charged, one that is or was in doubt at its latest moment. A
+-- lease counts when it was handed over, or when its owner may still do so.
 SELECT d.number, string_agg(timestamptz_send(u.at), '') AS at
 FROM devices d CROSS JOIN LATERAL (
-    SELECT CASE WHEN l.outcome = 'in_doubt' THEN l.deadline_at ELSE l.reserved_at END AS at
+    SELECT CASE WHEN l.outcome IN ('in_doubt', 'not_sent') THEN l.deadline_at ELSE l.reserved_at END AS at
     FROM message_ledger l
     WHERE l.device_id = d.id AND l.reserved_at > dripline_at($2::bigint)
-      AND l.outcome NOT IN ('refused', 'throttled', 'expired', 'credentials', 'not_sent')
+      AND l.outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')
     UNION ALL
     SELECT c.lease_deadline_at FROM sequence_contacts c
     WHERE c.processing_device_id = d.id
