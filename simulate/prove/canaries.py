@@ -118,7 +118,7 @@ def _unknown_uncounted(patches: ExitStack) -> None:
     real = slots.SlotBook.book
 
     def book(self: Any, leased: Any, outcomes: Any) -> None:
-        unsent = np.where(outcomes.outcome == Outcome.IN_DOUBT, int(Outcome.NOT_SENT), outcomes.outcome)
+        unsent = np.where(outcomes.outcome == Outcome.IN_DOUBT, int(Outcome.REFUSED), outcomes.outcome)
         real(self, leased, outcomes.replace(outcome=unsent.astype(np.int8)))
 
     _put(patches, slots.SlotBook, "book", book)
@@ -176,10 +176,16 @@ def _token_not_fenced(patches: ExitStack) -> None:
         self._seen = Unseen()
         return await real(self, now_us)
 
+    real_fill = slots.SlotBook.fill
+
+    def fill(self: Any, claim: Any) -> bool:
+        return real_fill(self, claim) or True
+
     def leased(database: MemoryDatabase, lease: Any) -> Any:
         return database.leased.get(lease.enrolment)
 
     _put(patches, shard.Shard, "take_over", take_over)
+    _put(patches, slots.SlotBook, "fill", fill)
     _put(patches, ending, "_leased", leased)
 
 
