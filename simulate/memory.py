@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import psutil
 
 _EVERY_S = 2.0
+_REST = 50
+"""The kernel walks page tables for every sample: the probe rests so many times as long as one takes."""
 
 
 class MemoryProbe:
@@ -33,8 +36,11 @@ class MemoryProbe:
         self._sample()
 
     def _run(self) -> None:
-        while not self._stop.wait(_EVERY_S):
+        took_s = 0.0
+        while not self._stop.wait(max(_EVERY_S, _REST * took_s)):
+            begun_s = time.perf_counter()
             self._sample()
+            took_s = time.perf_counter() - begun_s
 
     def _sample(self) -> None:
         seen: dict[int, psutil.Process] = {}

@@ -16,6 +16,16 @@ CONNECT_TIMEOUT_S: Final = 10.0
 LOCK_TIMEOUT_S: Final = 5.0
 IDLE_IN_TRANSACTION_S: Final = 10.0
 
+_UNWANTED_PLANS: Final = (
+    "enable_hashjoin",
+    "enable_material",
+    "enable_memoize",
+    "enable_mergejoin",
+    "enable_seqscan",
+)
+"""Every row of a batch is looked up once, by its key. Reading a table whole for it is quadratic where nobody has
+analysed the table yet; remembering what was looked up is work for nothing."""
+
 _EXAMPLE: Final = "write postgresql://user@host:5432/database"
 _LIBPQ_ONLY: Final = frozenset({
     "channel_binding", "client_encoding", "connect_timeout", "fallback_application_name", "gssdelegation",
@@ -79,7 +89,7 @@ async def open_pool(
     if statement_timeout_s is not None:
         settings["statement_timeout"] = _milliseconds(statement_timeout_s)
     if planner_hints:
-        settings |= {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off"}
+        settings |= dict.fromkeys(_UNWANTED_PLANS, "off")
     with _dialling(url):
         pool = await asyncpg.create_pool(
             **_arguments(url, settings), min_size=size, max_size=size, max_inactive_connection_lifetime=0

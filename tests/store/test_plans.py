@@ -265,6 +265,36 @@ async def test_lead_changes_read_the_leads_that_changed(engine):
     assert found.rows <= 4 * 300
 
 
+async def test_enrolling_reads_the_leads_of_its_batch_before_anybody_has_analysed_the_tables(connection, database_url):
+    """Right after a first import: the planner takes a table of thousands for one of a few rows."""
+    await connection.execute(
+        f"""
+        ALTER TABLE sequence_contacts SET (autovacuum_enabled = false);
+        INSERT INTO dripline_database (kind, clock) VALUES ('rehearsal', dripline_at({NOW_US}));
+        INSERT INTO epochs VALUES ('coordinator', 1, 'me', now());
+        INSERT INTO devices (name) VALUES ('d-1');
+        INSERT INTO sequences (name, is_active) VALUES ('Fitness', true);
+        INSERT INTO leads (phone, trigger) SELECT '9991' || n, 'fitness_start' FROM generate_series(1, 6000) n;
+        INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger)
+        SELECT 1, id, phone, trigger, trigger FROM leads WHERE id <= 5000
+        """
+    )
+    pool = await open_pool(database_url, size=1)
+    leads = list(range(5001, 6001))
+    plan = await pool.fetchval(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {statements('enrol')['enrol']}",
+        leads, ["fitness_start"], [1], [NOBODY] * len(leads), NOW_US, 1, 3_600_000_000,
+    )  # fmt: skip
+    pool.terminate()
+    assert await connection.fetchval("SELECT count(*) FROM sequence_contacts") == 6000
+    rows = [
+        (node["Actual Rows"] + sum(count for name, count in node.items() if name.startswith("Rows Removed")))
+        * node["Actual Loops"]
+        for node in nodes(json.loads(plan)[0]["Plan"])
+    ]
+    assert max(rows) <= 2 * len(leads)
+
+
 async def test_an_idle_enrolling_pass_costs_the_same_however_many_leads_there_are(engine, connection):
     await engine.execute(f"INSERT INTO open_entries VALUES ('fitness_start', 1, now(), {ENROLMENTS}, true)")
     for name, arguments in (("take_changes", (1000, NOW_US)), ("search_entries", (1000,))):

@@ -58,7 +58,8 @@ SELECT (SELECT count(*) FROM taken) AS taken,
 
 -- name: enrol
 -- Exact tokens only; a lead without a device of its own or an earlier one takes the next of the plan, the same for
--- all its enrolments. Leads are read without locks: whatever commits later is queued again.
+-- all its enrolments. Leads are read without locks: whatever commits later is queued again. LIMIT and + 0 keep
+-- the planner on a look-up a lead, also before anybody has analysed the tables.
 WITH fence AS MATERIALIZED (
     SELECT count(*) AS held FROM (SELECT FROM epochs WHERE name = 'coordinator' AND epoch = $6 FOR SHARE) f
 ),
@@ -76,10 +77,10 @@ candidate AS MATERIALIZED (
                 (SELECT c.home_device_id FROM sequence_contacts c
                  WHERE c.lead_id = l.id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
                 (SELECT c.home_device_id FROM sequence_contacts c
-                 WHERE c.lead_id = l.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id DESC
+                 WHERE c.lead_id = l.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id + 0 DESC
                  LIMIT 1))) AS device_id
     FROM unnest($1::bigint[]) u(id)
-    JOIN leads l ON l.id = u.id
+    CROSS JOIN LATERAL (SELECT * FROM leads WHERE id = u.id LIMIT 1) l
     CROSS JOIN LATERAL dripline_tokens(l.trigger) t(token)
     JOIN entry e ON e.trigger = t.token
     WHERE l.opted_out_at IS NULL

@@ -56,10 +56,11 @@ looked AS MATERIALIZED (
         WHEN (SELECT held FROM fence) = 0 THEN 'superseded'
         WHEN c.id IS NULL THEN 'gone'
         WHEN l.id IS NULL THEN 'trigger removed'
-        WHEN l.opted_out_at IS NOT NULL OR EXISTS (SELECT FROM opt_outs o WHERE o.lead_id = l.id) THEN 'opted out'
+        WHEN l.opted_out_at IS NOT NULL OR l.id = ANY (ARRAY (SELECT lead_id FROM opt_outs)) THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
         WHEN c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active)) THEN 'paused'
-        WHEN c.pinned AND NOT d.gateway_idempotent THEN 'key forgotten'
+        WHEN c.pinned AND EXISTS (SELECT FROM devices d WHERE d.id = c.processing_device_id AND NOT d.gateway_idempotent)
+            THEN 'key forgotten'
         WHEN c.pinned AND EXISTS (
             SELECT FROM message_ledger m WHERE m.enrolment_id = c.id AND m.visit = c.visit
             AND m.generation = c.generation AND m.outcome = 'in_doubt' AND m.reserved_at < dripline_at($8::bigint))
@@ -68,7 +69,6 @@ looked AS MATERIALIZED (
     FROM unnest($1::bigint[], $2::boolean[]) WITH ORDINALITY u(id, leaves, n)
     LEFT JOIN sequence_contacts c ON c.id = u.id AND c.lease_token = $3
     LEFT JOIN leads l ON l.id = c.lead_id
-    LEFT JOIN devices d ON d.id = c.processing_device_id
 ),
 recorded AS (
     INSERT INTO handovers (token, shard_epoch, handed_at, enrolments, bodies)
