@@ -57,6 +57,7 @@ Chaos = Annotated[
     int | None,
     typer.Option(
         metavar="SEED",
+        min=0,
         help="Instead, run the live engine on Ray nodes and a gateway of its own through a storm of faults.",
         show_default="a rehearsal",
     ),

@@ -62,9 +62,16 @@ _LINE_EVERY_S: Final = 5.0
 
 def run(body: Coroutine[Any, Any, T]) -> T:
     """Run a command's async body to its end; SIGTERM ends it like Ctrl-C, with everything closed again."""
+    with sigterm_ends():
+        return asyncio.run(body)
+
+
+@contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """SIGTERM ends what runs inside by ``SystemExit(143)``, once: a second one does not disturb the closing."""
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        return asyncio.run(body)
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -178,4 +185,5 @@ def actor(by: str | None) -> str:
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(_SIGTERM_STATUS)

@@ -40,9 +40,12 @@ _LEFT_STATUS: Final = 1
 SequenceName = Annotated[
     str | None, typer.Option("--sequence", metavar="NAME_OR_ID", help="Only of this sequence.", envvar=[])
 ]
+_LONGEST_H: Final = 1_000_000.0
 OlderThan = Annotated[
     float | None,
-    typer.Option("--older-than", metavar="HOURS", min=0, help="Only if handed over that long ago.", envvar=[]),
+    typer.Option(
+        "--older-than", metavar="HOURS", min=0, max=_LONGEST_H, help="Only if handed over that long ago.", envvar=[]
+    ),
 ]
 
 
@@ -92,7 +95,8 @@ def list_(
 @app.command("resolve", epilog="Example: dripline in-doubt resolve 17 23 --as not-sent")
 def resolve_(
     enrolments: Annotated[
-        list[int] | None, typer.Argument(metavar="[ENROLMENT]...", help="As in the list; else give a selection.")
+        list[int] | None,
+        typer.Argument(metavar="[ENROLMENT]...", min=1, max=2**63 - 1, help="As in the list; else give a selection."),
     ] = None,
     word: Annotated[
         Word | None, typer.Option("--as", show_default=False, help="What became of them.", envvar=[])

@@ -82,6 +82,8 @@ def _give_twins(command: Any) -> None:
             flag = max(parameter.opts, key=len).lstrip("-")
             if parameter.envvar is None:
                 parameter.envvar = f"DRIPLINE_{flag.replace('-', '_').upper()}"
+            elif not parameter.envvar:
+                parameter.envvar = None  # else click shows the empty list
     for below in getattr(command, "commands", {}).values():
         _give_twins(below)
 

@@ -93,7 +93,7 @@ async def staged(plan: ChaosPlan, server: EmbeddedServer, gateway: GatewayProces
         proxy = Proxy(Path(directory) / ".s.PGSQL.5432")
         await proxy.start()
         stack.push_async_callback(proxy.close)
-        nodes = await asyncio.to_thread(Nodes, _OTHER_NODES, Random(plan.seed))  # noqa: S311
+        nodes = await _started_nodes(plan.seed)
         stack.push_async_callback(asyncio.to_thread, nodes.stop)
         engine = Engine(
             place / "run.log",
@@ -106,3 +106,14 @@ async def staged(plan: ChaosPlan, server: EmbeddedServer, gateway: GatewayProces
         stack.callback(stage.calm)
         await engine.start()
         yield stage
+
+
+async def _started_nodes(seed: int) -> Nodes:
+    """The Ray nodes; whoever is interrupted meanwhile waits until they are up, and ends them."""
+    starting = asyncio.ensure_future(asyncio.to_thread(Nodes, _OTHER_NODES, Random(seed)))  # noqa: S311
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        nodes = await starting
+        await asyncio.to_thread(nodes.stop)
+        raise

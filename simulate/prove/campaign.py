@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -15,6 +20,7 @@ from simulate.prove.faults import plan
 from simulate.prove.world import draw
 
 _CHUNK = 5
+_LOOK_S = 1.0
 _REDUCTION_PLAYS = 80
 
 
@@ -60,17 +66,39 @@ def _results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:
         yield from map(_untraced, seeds)
         return
     chunks = iter([seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)])
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _processes(jobs) as pool:
+        pending: set[Future[list[Result]]] = {pool.submit(_play_all, chunk) for chunk in islice(chunks, 2 * jobs)}
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            pending |= {pool.submit(_play_all, chunk) for chunk in islice(chunks, len(done))}
+            for future in done:
+                yield from future.result()
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once when whoever asked is interrupted, and soon when it is killed."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_follow, initargs=(os.getpid(),)) as pool:
         try:
-            pending: set[Future[list[Result]]] = {pool.submit(_play_all, chunk) for chunk in islice(chunks, 2 * jobs)}
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                pending |= {pool.submit(_play_all, chunk) for chunk in islice(chunks, len(done))}
-                for future in done:
-                    yield from future.result()
+            yield pool
         except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _follow(parent: int) -> None:
+    """Leave Ctrl-C to the process that asked, and end when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def _play_all(seeds: Iterable[int]) -> list[Result]:
@@ -131,5 +159,5 @@ def catch_all(seeds: int, jobs: int) -> Iterator[Caught]:
     if jobs == 1:
         yield from (catch(number, seeds) for number in range(len(CANARIES)))
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _processes(jobs) as pool:
         yield from pool.map(catch, range(len(CANARIES)), [seeds] * len(CANARIES))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dispatcher.cli.common import err, out, require_writable
+from dispatcher.cli.common import err, out, require_writable, sigterm_ends
 from dispatcher.errors import InputError
 from simulate.circumstances import circumstances
 
@@ -22,9 +22,10 @@ _CANARY_SEEDS = 200
 
 Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="1000, or 200 a canary")]
 Jobs = Annotated[int | None, typer.Option(min=1, max=256, help="Processes side by side.", show_default="the cores")]
-OneSeed = Annotated[int | None, typer.Option(min=0, help="Play only this seed.", show_default="many")]
+OneSeed = Annotated[int | None, typer.Option(min=0, help="Play only this seed.", show_default="many", envvar=[])]
 Without = Annotated[
-    str | None, typer.Option(metavar="N,N,...", help="With --seed: leave out these of its faults.", show_default="none")
+    str | None,
+    typer.Option(metavar="N,N,...", help="With --seed: leave out these of its faults.", show_default="none", envvar=[]),
 ]
 Regressions = Annotated[
     Path, typer.Option(metavar="FILE", help="Failing seeds are added to this file, reduced to the faults they take.")
@@ -59,12 +60,13 @@ def prove(
     if seed is not None and canaries:
         raise InputError("--canaries", "it plays seeds of its own", "leave --seed out")
     side_by_side = jobs or os.cpu_count() or 1
-    if canaries:
-        good, figures = _canaries(seeds or _CANARY_SEEDS, side_by_side, quiet)
-    elif seed is not None:
-        good, figures = _one(seed, _numbers(without), trace)
-    else:
-        good, figures = _many(range(first, first + (seeds or 1000)), side_by_side, regressions, quiet)
+    with sigterm_ends():
+        if canaries:
+            good, figures = _canaries(seeds or _CANARY_SEEDS, side_by_side, quiet)
+        elif seed is not None:
+            good, figures = _one(seed, _numbers(without), trace)
+        else:
+            good, figures = _many(range(first, first + (seeds or 1000)), side_by_side, regressions, quiet)
     if json_file is not None:
         json_file.write_text(json.dumps(figures | {"made": circumstances()}, indent=2) + "\n", encoding="utf-8")
     raise typer.Exit(0 if good else 1)
@@ -101,8 +103,13 @@ def _many(seeds: range, jobs: int, regressions: Path, quiet: bool) -> tuple[bool
 
 def _one(seed: int, without: list[int], trace: bool) -> tuple[bool, dict[str, Any]]:
     from simulate.prove.case import play
+    from simulate.prove.faults import plan
     from simulate.prove.screen import lines
+    from simulate.prove.world import draw
 
+    unknown = set(without) - {fault.number for fault in plan(seed, draw(seed))}
+    if unknown:
+        raise InputError("--without", f"seed {seed} has no fault {min(unknown)}", "see --trace for its faults")
     result = play(seed, without)
     text = "\n".join(lines(result, routine=True))
     if trace:
