@@ -110,7 +110,8 @@ async def staged(plan: ChaosPlan, server: EmbeddedServer, gateway: GatewayProces
 
 async def _started_nodes(seed: int) -> Nodes:
     """The Ray nodes; whoever is interrupted meanwhile waits until they are up, and ends them."""
-    starting = asyncio.ensure_future(asyncio.to_thread(Nodes, _OTHER_NODES, Random(seed)))  # noqa: S311
+    # No task: those are all cancelled when the loop ends, and then nobody would know the nodes.
+    starting = asyncio.get_running_loop().run_in_executor(None, Nodes, _OTHER_NODES, Random(seed))  # noqa: S311
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
