@@ -178,7 +178,7 @@ def test_every_flag_has_an_environment_twin(monkeypatch):
     assert {parameter.name: parameter.envvar for parameter in loaded.params} == {
         "devices": "DRIPLINE_DEVICES",
         "max_lateness_h": "DRIPLINE_MAX_LATENESS_H",
-        "url": [],
+        "url": None,
     }
 
 
