@@ -277,9 +277,13 @@ class EmbeddedServer:
         return done.stdout
 
 
+_TOO_EARLY: Final = re.compile("the database system is (starting up|not yet accepting connections|shutting down)")
+"""What the server says to others who want to connect: no reason why it does not start."""
+
+
 def _decisive(output: str) -> str:
     """The line of a program's output that says what went wrong: the last error, else the last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not _TOO_EARLY.search(line)]
     errors = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
     return (errors or lines or [""])[-1]
 
