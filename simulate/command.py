@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,13 +121,15 @@ def simulate(
 
     settings = load_settings(data_dir=data_dir, database_url=None)
     if chaos is not None:
+        from simulate.chaos.outcome import table as chaos_table
         from simulate.chaos.plan import ChaosPlan
 
         sizes = {name: value for name, value in (("devices", devices), ("leads", leads), ("shards", shards))
                  if _source(context, name) != "DEFAULT"}  # fmt: skip
         stormy = ChaosPlan(given, chaos, strikes=chaos_strikes, idempotent=chaos_idempotent, **sizes)
-        _run_chaos(stormy, settings, json_file, keep=keep, quiet=quiet)
+        _show(_storm(stormy, settings, keep=keep, quiet=quiet), chaos_table, json_file, quiet)
         return
+    from simulate.outcome import table
     from simulate.rehearsal import START, Plan
 
     bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
@@ -135,16 +138,9 @@ def simulate(
     if not quiet:
         err.print(f"seed {seed}: {devices:,} devices, {shards} shards, ticks of {tick:g} s")
     done = run(_rehearse(plan, settings, database_url, reset=reset, keep=keep, quiet=quiet, begun_s=begun_s))
-    if json_file is not None:
-        json_file.write_text(json.dumps(done.outcome.as_json(), indent=2) + "\n", encoding="utf-8")
     if receipts is not None:
         done.receipts.write(receipts, done.evidence.devices)
-    if not quiet:
-        from simulate.outcome import table
-
-        out.print(table(done.outcome))
-    if not done.outcome.good:
-        raise typer.Exit(1)
+    _show(done.outcome, table, json_file, quiet)
 
 
 def _check_together(context: typer.Context, chaos: bool) -> None:
@@ -163,19 +159,23 @@ def _source(context: typer.Context, name: str) -> str:
     return "DEFAULT" if source is None else source.name
 
 
-def _run_chaos(plan: Any, settings: Any, json_file: Path | None, *, keep: bool, quiet: bool) -> None:
-    from actors.screen import Screen
-    from simulate.chaos.outcome import table
-    from simulate.chaos.run import run_chaos
-
-    with Screen(quiet, _SCREEN_S) as screen:
-        outcome = run(run_chaos(plan, settings.data_dir, keep=keep, screen=screen))
+def _show(outcome: Any, table: Callable[[Any], Any], json_file: Path | None, quiet: bool) -> None:
+    """Write and print what came out; exit status 1 unless it is good."""
     if json_file is not None:
         json_file.write_text(json.dumps(outcome.as_json(), indent=2) + "\n", encoding="utf-8")
     if not quiet:
         out.print(table(outcome))
     if not outcome.good:
         raise typer.Exit(1)
+
+
+def _storm(plan: Any, settings: Any, *, keep: bool, quiet: bool) -> Any:
+    """A chaos run's outcome."""
+    from actors.screen import Screen
+    from simulate.chaos.run import run_chaos
+
+    with Screen(quiet, _SCREEN_S) as screen:
+        return run(run_chaos(plan, settings.data_dir, keep=keep, screen=screen))
 
 
 async def _rehearse(

@@ -65,32 +65,32 @@ def test_every_command_shows_an_example_that_its_own_parser_takes(name):
     for path, command in commands(cli.load(name), (name,)):
         begin, _, example = (command.epilog or "").partition(": ")
         assert begin == "Example", f"dripline {' '.join(path)} has no example"
-        for line in example.split(" | "):
-            if "dripline " in line:
-                take(line.strip())
+        lines = [line.strip() for line in example.split(" | ") if "dripline " in line]
+        assert lines
+        assert all(command_of(line) in line for line in lines)
         assert command.help, f"dripline {' '.join(path)} does not say what it does"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_line_in_the_documents_is_one_that_the_program_takes(page):
-    for line in shell_lines(page):
-        for part in re.split(r" && | \| ", line):
-            if part.startswith("dripline "):
-                take(part)
+    parts = [part for line in shell_lines(page) for part in re.split(r" && | \| ", line)]
+    lines = [part for part in parts if part.startswith("dripline ")]
+    assert all(command_of(line) in line for line in lines)
 
 
-def take(line: str) -> None:
-    """Let the command's own parser read a command line; a wrong name, flag or value raises."""
+def command_of(line: str) -> str:
+    """The command a line calls, as its own parser reads it; a wrong name, flag or value raises."""
     words = [word for word in shlex.split(re.sub(r'"\$\((.*)\)"', r"\1", line), comments=True) if word != "&"]
     words = words[words.index("dripline") + 1 :]
     if words[0] in ("--help", "--version"):
-        return
-    command, words = cli.load(words[0]), words[1:]
-    while True:
-        context = command.make_context(command.name, list(words))
-        if not hasattr(command, "commands"):
-            return
-        _, command, words = command.resolve_command(context, list(words))
+        return "dripline"
+    path, command, words = ["dripline", words[0]], cli.load(words[0]), words[1:]
+    context = command.make_context(command.name, list(words))
+    while hasattr(command, "commands"):
+        name, command, words = command.resolve_command(context, list(words))
+        path.append(name)
+        context = command.make_context(name, list(words))
+    return " ".join(path)
 
 
 # Code ------------------------------------------------------------------------------------------------------------

@@ -46,9 +46,12 @@ PROVED_UNSENT: Final = frozenset(
 """Outcomes after which nothing of the attempt was sent."""
 
 UNCHARGED: Final = PROVED_UNSENT - {Outcome.NOT_SENT}
-"""Outcomes that give the device's slot back; every other one counts against its quota.
+"""Outcomes that give the device's slot back; every other one counts against its quota."""
 
-What was in doubt stays charged, at the latest moment it can have arrived: it may have come and been turned down."""
+CHARGED_LATE: Final = frozenset({Outcome.IN_DOUBT, Outcome.NOT_SENT})
+"""Outcomes charged at the latest moment the message can have arrived, not at its slot.
+
+What was in doubt stays charged when it turns out unsent: it may have come and been turned down."""
 
 UNCOUNTED: Final = frozenset({Outcome.THROTTLED, Outcome.EXPIRED, Outcome.CREDENTIALS})
 """Outcomes that are a snooze: the contact is not to blame, so ``retry_count`` stays."""

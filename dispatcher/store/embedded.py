@@ -61,6 +61,9 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'dripline') \gexec
 """
 _COUNT_CLIENTS: Final = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
 _ELSEWHERE: Final = "choose another --data-dir"
+_TOO_EARLY: Final = re.compile("the database system is (starting up|not yet accepting connections|shutting down)")
+"""What the server says to others who want to connect: no reason why it does not start."""
+_GRAVE: Final = re.compile(r"\b(FATAL|PANIC|error):|was terminated by signal|received \w+ shutdown request")
 
 _log = logging.getLogger(__name__)
 
@@ -277,14 +280,10 @@ class EmbeddedServer:
         return done.stdout
 
 
-_TOO_EARLY: Final = re.compile("the database system is (starting up|not yet accepting connections|shutting down)")
-"""What the server says to others who want to connect: no reason why it does not start."""
-
-
 def _decisive(output: str) -> str:
     """The line of a program's output that says what went wrong: the last error, else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip() and not _TOO_EARLY.search(line)]
-    errors = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
+    errors = [line for line in lines if _GRAVE.search(line)]
     return (errors or lines or [""])[-1]
 
 

@@ -120,8 +120,8 @@ class _Ending:
         return done
 
     async def _end_others(self, ends: Ends) -> int:
-        return await self._value(
-            "end_attempts",
+        done = await self.connection.fetchrow(
+            statements("complete")["end_attempts"],
             ends.enrolment.tolist(),
             ends.token.tolist(),
             ends.outcome,
@@ -135,6 +135,13 @@ class _Ending:
             ends.text,
             ends.media_url,
         )
+        assert done is not None
+        if done["opted_out"]:
+            await self._suppress(done["opted_out"], [self.now_us] * len(done["opted_out"]))
+        return int(done["ended"])
+
+    async def _suppress(self, leads: list[int], at_us: list[int]) -> None:
+        await self.connection.execute(statements("complete")["suppress"], leads, at_us)
 
     async def _record_late(self, ends: Ends) -> Ends:
         """The ledger's part of attempts whose lease had ended; returns those that it did not know yet."""
@@ -178,8 +185,7 @@ class _Ending:
         """What the late end of an attempt that was not accepted means for an enrolment in doubt."""
         opted_out = np.flatnonzero([outcome == "opted_out" for outcome in late.outcome])
         if len(opted_out):
-            leads = late.lead[opted_out].tolist()
-            await self.connection.execute(statements("complete")["suppress"], leads, late.at_us[opted_out].tolist())
+            await self._suppress(late.lead[opted_out].tolist(), late.at_us[opted_out].tolist())
         proof = late.take(np.flatnonzero([outcome != "in_doubt" for outcome in late.outcome]))
         if len(proof):
             await self.connection.execute(

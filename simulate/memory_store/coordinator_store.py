@@ -262,10 +262,10 @@ class MemoryCoordinatorStore:
 
     async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
         """Give waiting enrolments another home device."""
-        moved, known = 0, {device.id for device in self._database.devices.values()}
+        moved = 0
         for id_, home in zip(enrolment.tolist(), device_id, strict=True):
             row = self._database.enrolments.get(id_)
-            if row is not None and row.waiting and not row.pinned and home in known:
+            if row is not None and row.waiting and not row.pinned and self._database.has_device(home):
                 row.home = home
                 self._database.place(row)
                 moved += 1

@@ -89,6 +89,10 @@ class MemoryDatabase:
         self.devices_changed()
         return device.number
 
+    def has_device(self, device: UUID | None) -> bool:
+        """Whether a device with this id exists."""
+        return any(device == each.id for each in self.devices.values())
+
     def set_device(self, number: int, **columns: Any) -> None:
         """Change columns of a device. Another ``shard_id`` supersedes the former owner."""
         device = self.devices[number]

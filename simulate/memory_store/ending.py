@@ -271,7 +271,7 @@ class _Ending:
             stopped = row.stop_reason is not None and end.next_trigger is not None
             _next_visit(row)
             row.held = False
-            row.home = row.home if any(row.home == device.id for device in database.devices.values()) else None
+            row.home = row.home if database.has_device(row.home) else None
             row.step = end.next_trigger or row.step
             row.due_us = end.next_due_us if end.next_trigger is not None else None
             row.status = "stopped" if stopped else "active"

@@ -44,7 +44,7 @@ def enrol(
             if candidate.lead.id not in without:
                 without.append(candidate.lead.id)
             device = plan[len(without) - 1] if len(without) <= len(plan) else None
-        if not any(device == each.id for each in database.devices.values()):
+        if not database.has_device(device):
             device = None
         database.insert(candidate.sequence, candidate.lead, candidate.trigger, device, now_us)
         home[device] += 1

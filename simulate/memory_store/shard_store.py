@@ -8,7 +8,7 @@ from dispatcher.core.batches import Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends, Usage
-from dispatcher.core.outcomes import UNCHARGED, Outcome
+from dispatcher.core.outcomes import CHARGED_LATE, UNCHARGED
 from dispatcher.ports import Versions
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.ending import Given, give_back, write_ends
@@ -17,7 +17,7 @@ from simulate.memory_store.leases import leased_rows
 from simulate.memory_store.rows import Device, Enrolment, Handover
 
 _UNCHARGED = frozenset(outcome.label for outcome in UNCHARGED)
-_LATEST = (Outcome.IN_DOUBT.label, Outcome.NOT_SENT.label)
+_CHARGED_LATE = frozenset(outcome.label for outcome in CHARGED_LATE)
 
 
 class MemoryShardStore:
@@ -55,7 +55,7 @@ class MemoryShardStore:
         number_of = {device.id: device.number for device in self._devices()}
         for attempt in database.ledger.rows:
             if attempt.device in number_of and attempt.slot_us > since_us and attempt.outcome not in _UNCHARGED:
-                at_us = attempt.deadline_us if attempt.outcome in _LATEST else attempt.slot_us
+                at_us = attempt.deadline_us if attempt.outcome in _CHARGED_LATE else attempt.slot_us
                 used.setdefault(number_of[attempt.device], []).append(at_us)
         in_force = [seat.epoch for seat in database.epochs.values()]
         for row in self._leased():

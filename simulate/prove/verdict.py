@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from dispatcher.core.moments import SECOND_US, span_us
-from dispatcher.core.outcomes import UNCHARGED, Outcome
+from dispatcher.core.outcomes import CHARGED_LATE, UNCHARGED, Outcome
 from dispatcher.core.quota import SlidingLog
 from simulate.evidence import QUOTA, Evidence
 from simulate.memory_store import evidence as tables
@@ -19,6 +19,7 @@ from simulate.prove.world import START_US
 
 LABELS: Final = tuple(outcome.label for outcome in Outcome)
 _UNCHARGED: Final = frozenset(outcome.label for outcome in UNCHARGED)
+_CHARGED_LATE: Final = frozenset(outcome.label for outcome in CHARGED_LATE)
 _FOR_GOOD_US: Final = 2**62
 _SETTLED_S: Final = 70.0
 """After the faults: devices that were asked to slow down rest for a minute."""
@@ -69,9 +70,7 @@ def use_of(stage: Stage) -> tuple[int, int]:
         if until_us is None:
             continue
         taken = [
-            row.deadline_us if row.outcome in ("in_doubt", "not_sent") else row.slot_us
-            for row in rows
-            if row.slot_us < from_us
+            row.deadline_us if row.outcome in _CHARGED_LATE else row.slot_us for row in rows if row.slot_us < from_us
         ]
         sent += sum(from_us <= row.slot_us < until_us for row in rows)
         possible += _possible(device, np.array(taken, np.int64), from_us, until_us, stage)

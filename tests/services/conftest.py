@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -38,6 +39,9 @@ KIND = (
     " UPDATE dripline_database SET kind = '{kind}', clock = NULL;"
     " ALTER TABLE dripline_database ENABLE TRIGGER dripline_keep_kind"
 )
+
+PASSED = {"trigger": "RETURN NEW;", "event_trigger": "", "boolean": "RETURN true;"}
+"""What a gate's function says in the end, by its type."""
 
 
 class Answer(NamedTuple):
@@ -225,6 +229,26 @@ class World:
                 return
             await asyncio.sleep(0.02)
         raise AssertionError(f"fewer than {count} statements wait")
+
+    @asynccontextmanager
+    async def gate(self, passage: str, *, returns: str = "trigger") -> AsyncIterator[None]:
+        """While this lasts, whatever calls ``pass_gate()`` waits.
+
+        Args:
+            passage: SQL that makes something call it.
+            returns: type of the function that is called.
+        """
+        keeper = await connect(self.url)
+        await keeper.execute("SELECT pg_advisory_lock(7)")
+        await self.execute(
+            f"CREATE FUNCTION pass_gate() RETURNS {returns} LANGUAGE plpgsql AS "
+            f"$$BEGIN PERFORM pg_advisory_xact_lock_shared(7); {PASSED[returns]} END$$"
+        )
+        await self.execute(passage)
+        try:
+            yield
+        finally:
+            await keeper.close()
 
     def sent(self) -> list[tuple[str, str]]:
         """Phone and step of every request so far."""

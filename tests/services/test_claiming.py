@@ -118,24 +118,17 @@ async def test_a_superseded_coordinator_enrols_nobody(waiting):
 
 @pytest.mark.parametrize("name", ["coordinator", "shard-0"])
 async def test_raising_an_epoch_waits_for_the_claim_under_way_and_the_next_claim_fails(waiting, name):
-    gate = await connect(waiting.url)
-    await gate.execute("SELECT pg_advisory_lock(7)")
-    await waiting.execute(
-        "CREATE FUNCTION pass_gate() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END$$"
-    )
-    await waiting.execute(
-        "CREATE TRIGGER gate BEFORE UPDATE ON sequence_contacts FOR EACH ROW EXECUTE FUNCTION pass_gate()"
-    )
     store = await waiting.store()
-    epoch, shard_epoch = waiting.coordinator.epoch, waiting.shards.shards[0].epoch
-    claiming = asyncio.create_task(claim(store, waiting, {1: [1]}, epoch=epoch, shard_epoch=shard_epoch))
-    await waiting.waiters(1)
     seat = (await waiting.store()).seat if name == "coordinator" else (await waiting.shard_store()).seat
-    raising = asyncio.create_task(seat.raise_epoch())
-    await waiting.waiters(2)
-    assert not raising.done()
-    await gate.close()
+    epoch, shard_epoch = waiting.coordinator.epoch, waiting.shards.shards[0].epoch
+    async with waiting.gate(
+        "CREATE TRIGGER gate BEFORE UPDATE ON sequence_contacts FOR EACH ROW EXECUTE FUNCTION pass_gate()"
+    ):
+        claiming = asyncio.create_task(claim(store, waiting, {1: [1]}, epoch=epoch, shard_epoch=shard_epoch))
+        await waiting.waiters(1)
+        raising = asyncio.create_task(seat.raise_epoch())
+        await waiting.waiters(2)
+        assert not raising.done()
     assert (await claiming).phone == ["999101"]
     assert await raising > (epoch if name == "coordinator" else shard_epoch)
     assert await claim(store, waiting, {1: [1]}, epoch=epoch, shard_epoch=shard_epoch) is None

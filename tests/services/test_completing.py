@@ -115,10 +115,7 @@ async def test_a_lead_that_changes_just_before_its_row_is_locked_still_loses_the
     """A row policy holds the completing statement between its snapshot and its lock, while the lead changes."""
     world = await new_world()
     await world.sequence("Short", "short")
-    await world.execute("CREATE FUNCTION pass_gate() RETURNS boolean LANGUAGE plpgsql AS "
-                        "$$BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN true; END$$")  # fmt: skip
     await world.execute("ALTER TABLE leads ENABLE ROW LEVEL SECURITY")
-    await world.execute("CREATE POLICY gate ON leads USING (pass_gate())")
     await world.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO pg_write_all_data")
     await world.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO pg_write_all_data")
     shard = await claimed(world, "short,other")
@@ -127,12 +124,10 @@ async def test_a_lead_that_changes_just_before_its_row_is_locked_still_loses_the
     await world.execute(f"ALTER DATABASE {name} SET role = 'pg_write_all_data'")
     ending = await world.shard_store()
     shard._completer._store = ending
-    gate = await connect(world.url)
-    await gate.execute("SELECT pg_advisory_lock(7)")
-    writing = asyncio.create_task(shard.complete(world.now_us))
-    await world.waiters(1)
-    await world.execute("UPDATE leads SET niche = 'changed', trigger = 'short,other,new'")
-    await gate.close()
+    async with world.gate("CREATE POLICY gate ON leads USING (pass_gate())", returns="boolean"):
+        writing = asyncio.create_task(shard.complete(world.now_us))
+        await world.waiters(1)
+        await world.execute("UPDATE leads SET niche = 'changed', trigger = 'short,other,new'")
     await writing
     assert await world.states() == [("999101", "short", 2, "completed", False, None)]
     assert await world.rows("SELECT trigger, niche FROM leads") == [("other,new", "changed")]

@@ -9,7 +9,6 @@ import pytest
 
 from dispatcher.rescuer import RescuePass
 from dispatcher.store.bodies import unpacked
-from dispatcher.store.connect import connect
 
 MINUTE_US = 60_000_000
 STEP = "text of fitness_start"
@@ -157,19 +156,12 @@ async def test_a_superseded_incarnations_last_look_lets_nothing_leave(new_world)
 async def test_a_takeover_waits_for_a_last_look_under_way_and_counts_what_it_let_out(new_world):
     world = await make(new_world)
     old = world.shards.shards[0]
-    gate = await connect(world.url)
-    await gate.execute("SELECT pg_advisory_lock(7)")
-    await world.execute(
-        "CREATE FUNCTION pass_gate() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END$$"
-    )
-    await world.execute("CREATE TRIGGER gate BEFORE INSERT ON handovers FOR EACH ROW EXECUTE FUNCTION pass_gate()")
-    looking = asyncio.create_task(old.hand_over(world.now_us - MINUTE_US, world.now_us))
-    await world.waiters(1)
-    taking_over = asyncio.create_task(world.restart())
-    await world.waiters(2)
-    assert not taking_over.done()
-    await gate.close()
+    async with world.gate("CREATE TRIGGER gate BEFORE INSERT ON handovers FOR EACH ROW EXECUTE FUNCTION pass_gate()"):
+        looking = asyncio.create_task(old.hand_over(world.now_us - MINUTE_US, world.now_us))
+        await world.waiters(1)
+        taking_over = asyncio.create_task(world.restart())
+        await world.waiters(2)
+        assert not taking_over.done()
     assert (await looking).handed == 2
     await taking_over
     assert await used(world) == 2

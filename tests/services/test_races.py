@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
@@ -20,23 +20,12 @@ STATE = (
 )
 
 
-@asynccontextmanager
-async def held_back(world, what: str) -> AsyncIterator[None]:
+def held_back(world, what: str) -> AbstractAsyncContextManager[None]:
     """While this lasts, transactions that change enrolments so that ``what`` holds of OLD and NEW do not commit."""
-    gate = await connect(world.url)
-    await gate.execute("SELECT pg_advisory_lock(7)")
-    await world.execute(
-        "CREATE FUNCTION pass_gate() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NULL; END$$"
-    )
-    await world.execute(
+    return world.gate(
         "CREATE CONSTRAINT TRIGGER gate AFTER UPDATE ON sequence_contacts DEFERRABLE INITIALLY DEFERRED "
         f"FOR EACH ROW WHEN ({what}) EXECUTE FUNCTION pass_gate()"
     )
-    try:
-        yield
-    finally:
-        await gate.close()
 
 
 @asynccontextmanager
@@ -189,21 +178,15 @@ async def test_an_opt_out_of_a_lead_that_is_deleted_before_it_is_marked_is_forgo
 async def test_two_coordinators_begin_a_day_at_once(new_world):
     """The first one's first partition is there and not committed when the second one comes."""
     world = await new_world()
-    gate = await connect(world.url)
-    await gate.execute("SELECT pg_advisory_lock(7)")
-    await world.execute(
-        "CREATE FUNCTION pass_gate() RETURNS event_trigger LANGUAGE plpgsql AS "
-        "$$BEGIN PERFORM pg_advisory_xact_lock_shared(7); END$$"
-    )
-    await world.execute(
-        "CREATE EVENT TRIGGER gate ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION pass_gate()"
-    )
     beginning = []
-    for coming in (1, 2):
-        store = await world.store()
-        beginning.append(asyncio.create_task(store.begin_day(world.now_us, 3, 0)))
-        await world.waiters(coming)
-    await gate.close()
+    async with world.gate(
+        "CREATE EVENT TRIGGER gate ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION pass_gate()",
+        returns="event_trigger",
+    ):
+        for coming in (1, 2):
+            store = await world.store()
+            beginning.append(asyncio.create_task(store.begin_day(world.now_us, 3, 0)))
+            await world.waiters(coming)
     assert await asyncio.gather(*beginning) == [5, 0]
 
 

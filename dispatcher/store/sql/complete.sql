@@ -89,7 +89,8 @@ SELECT count(*) FROM moved;
 
 -- name: end_attempts
 -- Every other outcome. next: waiting | failed | stopped | in_doubt. A reason to stop that came meanwhile follows; but
--- while an attempt of the visit is unknown, what would fail or stop the enrolment leaves it in doubt.
+-- while an attempt of the visit is unknown, what would fail or stop the enrolment leaves it in doubt. Returns how many
+-- ended, and the leads whose gateway says that they do not want messages.
 WITH ended AS MATERIALIZED (
     SELECT c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
            c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
@@ -123,21 +124,8 @@ moved AS (
         trigger_kept = c.trigger_kept
                        OR e.status IN ('failed', 'stopped') AND e.stop_reason IS DISTINCT FROM 'trigger removed'
     FROM ended e WHERE c.id = e.id
-    RETURNING c.lead_id, e.outcome
-),
-opted_out AS (SELECT DISTINCT lead_id FROM moved WHERE outcome = 'opted_out'),
-free AS MATERIALIZED (
-    SELECT l.id FROM leads l WHERE l.id IN (SELECT lead_id FROM opted_out) ORDER BY l.id FOR NO KEY UPDATE SKIP LOCKED
-),
-suppressed AS (
-    UPDATE leads l SET opted_out_at = dripline_at($10::bigint) FROM free f WHERE l.id = f.id AND l.opted_out_at IS NULL
-),
-later AS (
-    INSERT INTO opt_outs (lead_id, at) SELECT lead_id, dripline_at($10::bigint) FROM opted_out
-    WHERE lead_id NOT IN (SELECT id FROM free)
-    ON CONFLICT DO NOTHING
 )
-SELECT count(*) FROM ended;
+SELECT count(*) AS ended, array_agg(lead_id) FILTER (WHERE outcome = 'opted_out') AS opted_out FROM ended;
 
 -- name: quarantine
 -- The gateway does not accept these devices' credentials: nothing more goes there until somebody has seen to it.
