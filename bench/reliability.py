@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from bench.page import put, table
 from dispatcher.errors import InputError
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -213,33 +214,7 @@ def counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    return [row_of(head), "|" + "---|" * len(head), *map(row_of, rows)]
-
-
-def row_of(cells: Sequence[str]) -> str:
-    """One line of a table."""
-    return "| " + " | ".join(cells) + " |"
-
-
 # The page ------------------------------------------------------------------------------------------------------------
-
-
-def put(text: str, name: str, lines: Sequence[str]) -> str:
-    """``text`` with ``lines`` between the markers of ``name``.
-
-    Raises:
-        InputError: the markers are not there, once each and in order.
-    """
-    begin, end = f"<!-- figures of {name} -->\n", f"<!-- end of {name} -->\n"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed) or begin in rest:
-        raise InputError(
-            PAGE.name, f"it does not have the markers of {name}", f"write: {begin}{end}".replace("\n", " ")
-        )
-    return before + begin + "\n" + "\n".join(lines) + "\n\n" + end + after
 
 
 def write(page: Path, prove: Path | None, canaries: Path | None, chaos: Sequence[Path]) -> list[str]:
@@ -257,7 +232,7 @@ def write(page: Path, prove: Path | None, canaries: Path | None, chaos: Sequence
         parts["chaos"] = chaos_part([read(path, Chaos, "dripline simulate --chaos") for path in chaos])
     text = page.read_text(encoding="utf-8")
     for name, lines in parts.items():
-        text = put(text, name, lines)
+        text = put(page.name, text, name, lines)
     page.write_text(text, encoding="utf-8")
     return list(parts)
 
