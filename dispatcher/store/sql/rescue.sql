@@ -34,7 +34,8 @@ CROSS JOIN LATERAL (
       AND w.sequence_id = ANY (ARRAY (SELECT s.id FROM sequences s WHERE s.sender_policy <> 'strict'))
     LIMIT $2::bigint) c
 UNION ALL
-(SELECT id FROM sequence_contacts WHERE home_device_id IS NULL AND status = 'active' AND NOT held LIMIT $2::bigint)
+(SELECT id FROM sequence_contacts
+ WHERE home_device_id IS NULL AND status = 'active' AND NOT held AND processing_device_id IS NULL LIMIT $2::bigint)
 LIMIT $2::bigint;
 
 -- name: rehome
