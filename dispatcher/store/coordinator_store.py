@@ -88,6 +88,15 @@ class PostgresCoordinatorStore:
         Raises:
             FencedError: another coordinator has taken over; nothing was written.
         """
+        try:
+            return await self._enrol(catalogue, plan, now_us, epoch=epoch, rows=rows, hour_us=hour_us)
+        except asyncpg.UniqueViolationError:
+            # Somebody else has enrolled one of these leads at the same moment: that is seen now.
+            return await self._enrol(catalogue, plan, now_us, epoch=epoch, rows=rows, hour_us=hour_us)
+
+    async def _enrol(
+        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+    ) -> Enrolled:
         async with self._session.transaction() as connection:
             taken = await connection.fetchrow(statements("enrol")["take_changes"], rows, now_us)
             assert taken is not None

@@ -252,3 +252,25 @@ async def test_a_change_that_commits_late_is_not_lost(world):
     await late.close()
     await asyncio.wait_for(world.tick(), 10)
     assert [row[0] for row in await world.states()] == ["999101", "999001"]
+
+
+async def test_somebody_elses_enrolment_of_the_same_moment_is_the_one(world):
+    await world.begin()
+    first, second = await world.lead("fitness_start"), await world.lead("fitness_start")
+    operator = await connect(world.url)
+    transaction = operator.transaction()
+    await transaction.start()
+    await operator.execute(
+        "INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger)"
+        " VALUES (1, $1, '999101', 'fitness_start', 'fitness_start')",
+        first,
+    )
+    passing = asyncio.create_task(world.coordinator.run_once(world.now_us, 1))
+    await world.waiters(1)
+    await transaction.commit()
+    await operator.close()
+    assert (await passing).enrol.enrolled == 1
+    assert await world.rows("SELECT lead_id, status FROM sequence_contacts ORDER BY lead_id") == [
+        (first, "active"),
+        (second, "active"),
+    ]

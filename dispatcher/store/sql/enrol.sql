@@ -59,39 +59,57 @@ SELECT (SELECT count(*) FROM taken) AS taken,
 -- name: enrol
 -- Exact tokens only; a lead without a device of its own or an earlier one takes the next of the plan, the same for
 -- all its enrolments. Leads are read without locks: whatever commits later is queued again. LIMIT and + 0 keep
--- the planner on a look-up a lead, also before anybody has analysed the tables.
+-- the planner on a look-up a lead, also before anybody has analysed the tables. Most leads have never been enrolled:
+-- what depends on earlier enrolments is looked up only where there are some. Somebody else's enrolment of the same
+-- moment fails the statement, which sees it when it is repeated: ON CONFLICT would cost every row a fifth more.
 WITH fence AS MATERIALIZED (
     SELECT count(*) AS held FROM (SELECT FROM epochs WHERE name = 'coordinator' AND epoch = $6 FOR SHARE) f
 ),
 entry AS MATERIALIZED (
-    SELECT e.trigger, s.id AS sequence_id, s.reentry, s.requires_opt_in,
+    SELECT e.trigger, s.id AS sequence_id, s.reentry, s.requires_opt_in, e.n,
            dripline_at($5::bigint) - s.reentry_interval_h * $7::bigint * interval '1 microsecond' AS reentry_before
-    FROM unnest($2::text[], $3::bigint[]) e(trigger, sequence_id)
+    FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY e(trigger, sequence_id, n)
     JOIN sequences s ON s.id = e.sequence_id AND s.is_active
 ),
-candidate AS MATERIALIZED (
-    SELECT DISTINCT ON (l.id, e.sequence_id)
-           l.id AS lead_id, l.phone, e.sequence_id, e.trigger,
-           (SELECT d.id FROM devices d WHERE d.health = 'available' AND d.id = coalesce(
-                l.home_device_id,
-                (SELECT c.home_device_id FROM sequence_contacts c
-                 WHERE c.lead_id = l.id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
-                (SELECT c.home_device_id FROM sequence_contacts c
-                 WHERE c.lead_id = l.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id + 0 DESC
-                 LIMIT 1))) AS device_id
+wanted AS MATERIALIZED (
+    SELECT l.id AS lead_id, l.phone, l.home_device_id, l.opted_in_at, l.live, l.finished, t.n
     FROM unnest($1::bigint[]) u(id)
-    CROSS JOIN LATERAL (SELECT * FROM leads WHERE id = u.id LIMIT 1) l
-    CROSS JOIN LATERAL dripline_tokens(l.trigger) t(token)
-    JOIN entry e ON e.trigger = t.token
-    WHERE l.opted_out_at IS NULL
-      AND (NOT e.requires_opt_in OR l.opted_in_at IS NOT NULL)
-      AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id
-                      AND c.status IN ('active', 'in_doubt'))
-      AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id
-                      AND c.status NOT IN ('active', 'in_doubt')
-                      AND (e.reentry = 'never' OR (c.trigger_kept AND c.entry_trigger = e.trigger)
-                           OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)))
-    ORDER BY l.id, e.sequence_id, e.trigger
+    CROSS JOIN LATERAL (
+        SELECT id, phone, home_device_id, opted_in_at, trigger,
+               EXISTS (SELECT FROM sequence_contacts c
+                       WHERE c.lead_id = u.id AND c.status IN ('active', 'in_doubt')) AS live,
+               EXISTS (SELECT FROM sequence_contacts c
+                       WHERE c.lead_id = u.id AND c.status NOT IN ('active', 'in_doubt')) AS finished
+        FROM leads WHERE id = u.id AND opted_out_at IS NULL LIMIT 1) l
+    CROSS JOIN LATERAL (
+        SELECT ((SELECT jsonb_object_agg(trigger, n) FROM entry) ->> btrim(token, E' \t\r\n'))::bigint AS n
+        FROM unnest(string_to_array(l.trigger, ',')) w(token) OFFSET 0) t
+    WHERE t.n IS NOT NULL
+),
+candidate AS MATERIALIZED (
+    SELECT DISTINCT ON (w.lead_id, e.sequence_id)
+           w.lead_id, w.phone, e.sequence_id, e.trigger,
+           CASE WHEN w.live OR w.finished OR w.home_device_id IS NOT NULL THEN
+               (SELECT d.id FROM devices d WHERE d.health = 'available' AND d.id = coalesce(
+                    w.home_device_id,
+                    (SELECT c.home_device_id FROM sequence_contacts c
+                     WHERE c.lead_id = w.lead_id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
+                    (SELECT c.home_device_id FROM sequence_contacts c
+                     WHERE c.lead_id = w.lead_id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id + 0 DESC
+                     LIMIT 1)))
+           END AS device_id
+    FROM wanted w
+    CROSS JOIN LATERAL (SELECT * FROM entry WHERE n = w.n LIMIT 1) e
+    WHERE (NOT e.requires_opt_in OR w.opted_in_at IS NOT NULL)
+      AND NOT (w.live AND EXISTS (
+          SELECT FROM sequence_contacts c WHERE c.lead_id = w.lead_id AND c.sequence_id = e.sequence_id
+          AND c.status IN ('active', 'in_doubt')))
+      AND NOT (w.finished AND EXISTS (
+          SELECT FROM sequence_contacts c WHERE c.lead_id = w.lead_id AND c.sequence_id = e.sequence_id
+          AND c.status NOT IN ('active', 'in_doubt')
+          AND (e.reentry = 'never' OR (c.trigger_kept AND c.entry_trigger = e.trigger)
+               OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before))))
+    ORDER BY w.lead_id, e.sequence_id, e.trigger
 ),
 placed AS (
     SELECT lead_id, phone, sequence_id, trigger,
@@ -109,7 +127,6 @@ enrolled AS (
     SELECT sequence_id, lead_id, phone, trigger, trigger, dripline_at($5::bigint), dripline_at($5::bigint), device_id
     FROM homed WHERE (SELECT held FROM fence) = 1
     ORDER BY lead_id, sequence_id
-    ON CONFLICT DO NOTHING
     RETURNING home_device_id
 )
 SELECT home_device_id, count(*) AS enrolled, (SELECT held FROM fence) AS held FROM enrolled GROUP BY home_device_id
