@@ -1,301 +1,211 @@
-"""What a send costs, statement by statement: ``python -m bench.lifecycle``.
+"""The whole engine as ``simulate`` runs it, the same services without Ray, the raw limit of the database, other queues.
 
-The services of production on a scratch PostgreSQL with durable settings, in this process and without Ray; every message
-is accepted at once. The first table comes from one statement at a time, so that wall time and WAL are the statement's
-own; the last lines from a run of its own with the shards side by side, as they are in production.
+All on one server with durable settings, turn by turn. What is measured is sending: from the end of the enrolment to the
+last message, all steps of all sequences, until every enrolment has completed. The raw loop gets as many enrolments and
+makes as many sends as the engine; its rows are as wide and its indexes the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Final
 
-import asyncpg
-import numpy as np
-import psutil
-
-from dispatcher.config import Settings, load_settings
-from dispatcher.coordinator import Coordinator
-from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
-from dispatcher.core.fleet import Fleet, Gateway
-from dispatcher.core.moments import NEVER_US, from_datetime
-from dispatcher.core.outcomes import Outcome
-from dispatcher.intake.sequences import apply
-from dispatcher.ports import CoordinatorStore, ShardStore
-from dispatcher.shard import Shard
-from dispatcher.store.connect import connect, open_pool
-from dispatcher.store.coordinator_store import PostgresCoordinatorStore
+from actors.cluster import joined_ray
+from bench.bench import Bench
+from bench.costs import Figures, cpu_s, wal_position
+from bench.figures import Measure, Part, Ratio
+from bench.local import Tally, send_all
+from bench.peers import UNEQUAL, peers
+from bench.raw import raw_loop
+from dispatcher.config import load_settings
+from dispatcher.errors import DriplineError
+from dispatcher.store.connect import connect
 from dispatcher.store.embedded import EmbeddedServer
-from dispatcher.store.shard_store import PostgresShardStore
-from dispatcher.store.stamp import require_rehearsal
+from simulate.driver import Progress
 from simulate.examples import builtin
-from simulate.population import create_devices, create_leads
-from simulate.rehearsal import START
-from simulate.scratch import scratch_server
+from simulate.rehearsal import Plan, rehearse
+from simulate.watcher import Watcher
 
-START_US: Final = from_datetime(START)
-TICK_US: Final = 30_000_000
-SHARDS: Final = 10
-CONNECTIONS: Final = 3
-PER_SEND: Final = ("claim", "last_look", "end")
-"""The statements of a send; the others are shown together."""
-
-
-@dataclass
-class Cost:
-    """Of one statement."""
-
-    calls: int = 0
-    seconds: float = 0.0
-    wal_bytes: int = 0
-
-
-@dataclass
-class Meter:
-    """Counts statements; with a ``connection`` they come one at a time, and their WAL is counted too."""
-
-    connection: asyncpg.Connection | None
-    costs: defaultdict[str, Cost] = field(default_factory=lambda: defaultdict(Cost))
-    one: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def run(self, name: str, call: Callable[[], Awaitable[Any]]) -> Any:
-        """``call``, counted under ``name``."""
-        cost = self.costs[name]
-        if self.connection is None:
-            cost.calls += 1
-            return await call()
-        async with self.one:
-            before = await wal_position(self.connection)
-            started = time.perf_counter()
-            found = await call()
-            cost.seconds += time.perf_counter() - started
-            cost.wal_bytes += await wal_position(self.connection) - before
-            cost.calls += 1
-            return found
+LEADS: Final = 1_000_000
+"""The documented size; 1.1 enrolments each, three steps an enrolment."""
+DEVICES: Final = 3000
+DAYS: Final = 4.0
+STATEMENTS: Final = {"claim": "claim", "last_look": "last look", "end": "end of attempts"}
+"""The statements of a send, by method of the stores."""
+ENGINE, LOCAL, RAW = "whole engine", "the same services without Ray", "raw loop"
+WALL, PEAK = "rehearsal from start to verdict", "its peak of memory, all processes"
+CPU, WAL = "µs of PostgreSQL's processor time a send", "WAL B a send"
+ASKED: Final = {
+    "PgQueuer": ("whole engine ÷ PgQueuer (2 processes, no-op)", 2, 2.5),
+    "graphile-worker": ("whole engine ÷ graphile-worker (no-op)", 1, 1.2),
+    "pg-boss": ("whole engine ÷ pg-boss (no-op)", 1.4, 1.8),
+    "procrastinate": ("whole engine ÷ procrastinate (no-op)", 50, 70),
+}
 
 
-class Metered:
-    """A store whose statements a meter sees."""
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """One run of the whole engine."""
 
-    def __init__(self, store: Any, meter: Meter) -> None:
-        self._store, self._meter = store, meter
-        self.seat = store.seat
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self._store, name)
-
-        async def call(*arguments: Any, **named: Any) -> Any:
-            return await self._meter.run(name, lambda: method(*arguments, **named))
-
-        return call
-
-
-class Accepting:
-    """The ``Sender`` port to a gateway that accepts everything at its slot."""
-
-    async def send(self, batch: Outgoing) -> AsyncIterator[Outcomes]:
-        """All at once."""
-        rows = len(batch)
-        nothing: list[str | None] = [None] * rows
-        ids: list[str | None] = [f"m{row}" for row in range(rows)]
-        accepted = np.full(rows, int(Outcome.ACCEPTED), np.int8)
-        yield Outcomes(np.arange(rows), accepted, batch.slot_us, ids, nothing, np.full(rows, np.nan))
-
-    def update(self, gateways: Mapping[int, Gateway]) -> None:
-        """There is one gateway."""
-
-    async def close(self) -> None:
-        """Nothing is kept open."""
-
-
-class LocalShards:
-    """The ``Shards`` port to shards in this process, as a rehearsal drives them."""
-
-    def __init__(self, shards: list[Shard]) -> None:
-        self.shards = shards
-        self.handed = 0
-        self._now_us = self._until_us = 0
-
-    async def offer(self, shard: int, now_us: int, horizon_us: int, devices: Int32s) -> SlotOffer:
-        """See ``Shard.offer``."""
-        own = self.shards[shard]
-        await own.refresh()
-        self._now_us, self._until_us = now_us, now_us + horizon_us
-        while not own.trusted:
-            await own.beat()
-        return own.offer(now_us, horizon_us, devices)
-
-    async def deliver(self, shard: int, offer: int, leased: Leased | None) -> DueSoon:
-        """Hand over and write everything before this returns."""
-        own = self.shards[shard]
-        own.deliver(offer, leased)
-        if leased is not None:
-            done = await own.hand_over(self._now_us, self._until_us)
-            self.handed += done.handed
-            await own.complete(self._until_us)
-        return own.take_due()
-
-    async def take_due(self, shard: int) -> DueSoon:
-        """See ``Shard.take_due``."""
-        return self.shards[shard].take_due()
-
-    async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
-        """See ``Shard.fate``."""
-        return self.shards[shard].fate(token, epoch, enrolment)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Of one run."""
-
-    sends: int
+    sending: Figures
+    """Between enrolment and the last message."""
+    enrolments: int
     wall_s: float
-    postgresql_cpu_us: float
-    """A send."""
-    process_cpu_us: float
-    """A send, of this process: coordinator and shards."""
-    wal_bytes: float
-    """A send."""
-    statements: float
-    """A thousand sends."""
+    """From the start of the rehearsal to its verdict."""
+    peak_mb: float
 
 
-async def wal_position(connection: asyncpg.Connection) -> int:
-    """Bytes of WAL written so far."""
-    return int(await connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+class Stopwatch(Watcher):
+    """Notes what clocks and counters say when the last lead has been enrolled, and when the last message is sent."""
 
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of the server so far, its ended children included."""
-    server = psutil.Process(pid)
-    times = [process.cpu_times() for process in (server, *server.children())]
-    own = server.cpu_times()
-    return sum(each.user + each.system for each in times) + own.children_user + own.children_system
-
-
-async def lifecycle(server: EmbeddedServer, leads: int, devices: int, alone: bool) -> tuple[Figures, Meter]:
-    """Send everything ``leads`` carry, from the first enrolment's due moment to the last completion."""
-    url = server.url()
-    async with AsyncExitStack() as stack:
-        connection = await connect(url)
-        stack.push_async_callback(connection.close)
-        await require_rehearsal(connection, True, hour_s=3600, clock_us=START_US)
-        sequences = builtin()
-        await apply(connection, sequences)
-        await create_devices(connection, devices)
-        meter = Meter(connection if alone else None)
-        settings = load_settings(database_url=url, horizon_s=TICK_US / 1e6)
-        coordinator, shards = await _services(stack, url, settings, meter)
-        entries = sorted(step.trigger for sequence in sequences for step in sequence.steps if step.is_entry)
-        now_us = START_US
-        while (await coordinator.run_once(now_us, 1)).enrol.more:
-            pass  # entries are open before the first lead comes
-        await create_leads(connection, leads, entries, 1, lambda _: None)
-        await connection.execute("ANALYZE leads")
-        while (done := await coordinator.run_once(now_us, 1)).enrol.more:
-            pass
-        await connection.execute("CHECKPOINT")
-        meter.costs.clear()
+    def __init__(self, server: EmbeddedServer) -> None:
         assert server.pid is not None
-        before = await wal_position(connection), cpu_s(server.pid), time.process_time(), time.perf_counter()
-        while True:
-            done = await coordinator.run_once(now_us, TICK_US)
-            if done.next_us >= NEVER_US:
-                break
-            now_us = START_US + -(-(max(done.next_us, now_us + 1) - START_US) // TICK_US) * TICK_US
-        sends = shards.handed
-        wall_s, process_s = time.perf_counter() - before[3], time.process_time() - before[2]
-        figures = Figures(
-            sends=sends,
-            wall_s=round(wall_s, 2),
-            postgresql_cpu_us=round((cpu_s(server.pid) - before[1]) / sends * 1e6, 2),
-            process_cpu_us=round(process_s / sends * 1e6, 2),
-            wal_bytes=round((await wal_position(connection) - before[0]) / sends, 1),
-            statements=round(sum(cost.calls for cost in meter.costs.values()) / sends * 1000, 2),
+        self._url, self._pid = server.url(), server.pid
+        self._enrolled = self._claimed = self._sends = 0
+        self._begun_s = self._last_s = self._server_s = self._wal_bytes = 0.0
+
+    def tick(self, progress: Progress) -> None:
+        """A tick has gone by."""
+        self._last_s, self._claimed = time.perf_counter(), progress.claimed
+        if progress.enrolled != self._enrolled:
+            self._enrolled, self._sends = progress.enrolled, -progress.claimed
+            self._server_s, self._wal_bytes = -cpu_s(self._pid), -self._written()
+            self._begun_s = time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        """Virtual time ends where the verdict begins."""
+        if name == "verdict":
+            self._sends += self._claimed
+            self._server_s += cpu_s(self._pid)
+            self._wal_bytes += self._written()
+
+    def figures(self) -> Figures:
+        """What sending took; of this process and the statements nothing is known, they are other processes'."""
+        return Figures(
+            sends=self._sends,
+            wall_s=self._last_s - self._begun_s,
+            postgresql_cpu_us=self._server_s / self._sends * 1e6,
+            process_cpu_us=float("nan"),
+            wal_bytes=self._wal_bytes / self._sends,
+            statements=float("nan"),
         )
-    return figures, meter
+
+    def _written(self) -> int:
+        """The WAL position, asked from a thread: the driver waits for its watcher."""
+
+        async def ask() -> int:
+            connection = await connect(self._url)
+            try:
+                return await wal_position(connection)
+            finally:
+                await connection.close()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, ask()).result()
 
 
-async def _services(
-    stack: AsyncExitStack, url: str, settings: Settings, meter: Meter
-) -> tuple[Coordinator, LocalShards]:
-    async def pool() -> asyncpg.Pool:
-        opened = await open_pool(url, size=CONNECTIONS)
-        stack.callback(opened.terminate)
-        return opened
+async def rehearsal(server: EmbeddedServer, leads: int) -> Rehearsal:
+    """The whole engine once, judged like every rehearsal.
 
-    def sender(_: Fleet) -> Accepting:
-        return Accepting()
+    Raises:
+        DriplineError: an invariant did not hold.
+    """
+    plan, watcher = Plan(builtin(), DEVICES, leads, DAYS), Stopwatch(server)
+    with joined_ray(None):
+        done = await rehearse(plan, load_settings(), server.url(), reset=True, server_pid=server.pid, watcher=watcher)
+    if not done.outcome.good:
+        raise DriplineError(f"the rehearsal broke its invariants: {done.outcome.violations}")
+    return Rehearsal(watcher.figures(), done.outcome.enrolled, done.outcome.wall_s, done.outcome.peak_rss_mb)
 
-    store = Metered(PostgresCoordinatorStore(await pool(), "bench"), meter)
-    shared = await pool()
-    shards = LocalShards(
-        [
-            Shard(n, settings, cast(ShardStore, Metered(PostgresShardStore(shared, n, "bench"), meter)), sender)
-            for n in range(SHARDS)
+
+async def measure(bench: Bench) -> Part:
+    """The part ``lifecycle``."""
+    leads = bench.size(LEADS)
+    part = Part()
+    with bench.server() as server:
+        bench.say("statement by statement")
+        alone = await send_all(server, bench.size(LEADS // 10), DEVICES, alone=True)
+        first = await rehearsal(server, leads)  # also a warm-up: the files of the log exist from here on
+        sends = first.sending.sends
+        contenders: dict[str, Callable[[], Awaitable[Rehearsal | Figures | float]]] = {
+            ENGINE: partial(rehearsal, server, leads),
+            LOCAL: partial(_local, server, leads),
+            RAW: partial(raw_loop, server, first.enrolments, sends),
+        }
+        others, part.skipped = await peers(bench, server)
+        found = await bench.interleaved({**contenders, **others})
+    runs = [run for run in found[ENGINE] if isinstance(run, Rehearsal)]
+    whole = f"{first.enrolments:,} enrolments, {sends:,} sends"
+    part.measures += [
+        _sending(ENGINE, [run.sending for run in runs], f"Ray, 10 shards, referee; {whole}"),
+        _sending(LOCAL, [run for run in found[LOCAL] if isinstance(run, Figures)], "every message accepted at once"),
+        _sending(RAW, [run for run in found[RAW] if isinstance(run, Figures)], "1 claims, 2 complete"),
+        *(
+            Measure(name, "jobs/s", tuple(run for run in found[name] if isinstance(run, float)), note="no-op jobs")
+            for name in others
+        ),
+        Measure(WALL, "s", tuple(run.wall_s for run in runs), note=f"{leads:,} leads"),
+        Measure(PEAK, "MB", tuple(run.peak_mb for run in runs)),
+        *_statements(*alone),
+    ]
+    part.ratios = _ratios(part, leads)
+    part.remarks = [UNEQUAL] if others else []
+    return part
+
+
+async def _local(server: EmbeddedServer, leads: int) -> Figures:
+    return (await send_all(server, leads, DEVICES, alone=False))[0]
+
+
+def _sending(name: str, runs: list[Figures], note: str) -> Measure:
+    counts = {
+        CPU: median(run.postgresql_cpu_us for run in runs),
+        WAL: median(run.wal_bytes for run in runs),
+    }
+    statements = median(run.statements for run in runs)
+    if statements == statements:  # known
+        counts["statements a thousand sends"] = statements
+    return Measure(name, "sends/s", tuple(run.sends_per_s for run in runs), counts, note)
+
+
+def _statements(figures: Figures, tally: Tally) -> list[Measure]:
+    """What a send costs by statement, one at a time."""
+    return [
+        Measure(
+            f"one at a time: {called}",
+            "µs a send",
+            (tally.costs[method].seconds / figures.sends * 1e6,),
+            {WAL: tally.costs[method].wal_bytes / figures.sends},
+            f"{tally.costs[method].calls:,} calls",
+        )
+        for method, called in STATEMENTS.items()
+    ]
+
+
+def _ratios(part: Part, leads: int) -> list[Ratio]:
+    engine, local, raw = part.of(ENGINE), part.of(LOCAL), part.of(RAW)
+    found = [
+        Ratio(
+            "whole engine ÷ raw loop with the same writes, table and claim rule", engine.median / raw.median, 0.6, 0.75
+        ),
+        *(
+            Ratio(said, engine.median / part.of(name).median, asked, stretch)
+            for name, (said, asked, stretch) in ASKED.items()
+            if name not in part.skipped
+        ),
+        Ratio("Ray path ÷ the same services without Ray", engine.median / local.median, 0.8, 0.95),
+        Ratio("PostgreSQL CPU a send, µs", engine.counts[CPU], 40, 25, below=True),
+        Ratio("WAL bytes a send", engine.counts[WAL], 900, 600, below=True),
+    ]
+    if leads == LEADS:
+        found += [
+            Ratio("simulate, 1 M leads × 3 steps, s", part.of(WALL).median, 150, 100, True),
+            Ratio("peak memory of that run, MB", part.of(PEAK).median, 4000, 2500, True),
         ]
-    )
-    coordinator = Coordinator(settings, cast(CoordinatorStore, store), shards)
-    await coordinator.take_over(START_US, SHARDS)
-    for shard in shards.shards:
-        await shard.take_over(START_US)
-    return coordinator, shards
-
-
-def show(figures: Figures, meter: Meter) -> None:
-    """The table of a run with one statement at a time."""
-    print(f"{'':24}{'calls':>8}{'µs a send':>12}{'WAL B a send':>14}")
-    others = Cost()
-    for name, cost in sorted(meter.costs.items(), key=lambda item: -item[1].seconds):
-        if name in PER_SEND:
-            _line(name, cost, figures.sends)
-        else:
-            others.calls, others.seconds = others.calls + cost.calls, others.seconds + cost.seconds
-            others.wal_bytes += cost.wal_bytes
-    _line("all others", others, figures.sends)
-
-
-def _line(name: str, cost: Cost, sends: int) -> None:
-    print(f"{name:24}{cost.calls:8,}{cost.seconds / sends * 1e6:12.2f}{cost.wal_bytes / sends:14.0f}")
-
-
-async def main() -> None:
-    """Both runs, each on a server of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--leads", type=int, default=100_000)
-    parser.add_argument("--devices", type=int, default=3000)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
-    found: dict[str, Any] = {}
-    for alone in (True, False):
-        with (
-            tempfile.TemporaryDirectory(prefix="dripline-") as place,
-            scratch_server(Path(place), keep=False) as server,
-        ):
-            figures, meter = await lifecycle(server, options.leads, options.devices, alone)
-        if alone:
-            show(figures, meter)
-            found["statements"] = {name: asdict(cost) for name, cost in meter.costs.items()}
-        else:
-            found["side_by_side"] = asdict(figures)
-            print(
-                f"\nside by side: {figures.sends:,} sends in {figures.wall_s} s,"
-                f" {figures.sends / figures.wall_s:,.0f} a second; a send: {figures.postgresql_cpu_us} µs CPU of"
-                f" PostgreSQL and {figures.process_cpu_us} µs of this process, {figures.wal_bytes:,} B of WAL;"
-                f" {figures.statements} statements a thousand sends"
-            )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
+    return found

@@ -10,7 +10,9 @@ sender      a shard's thin client of the referee
 receipts    what the referee saw, as columns
 evidence    what else a run is judged by: ledger and the seed's tables, read in one snapshot
 checker     the invariants, from receipts, ledger and the seed's tables only
+timelines   slots of many devices under pacing and rolling windows, on arrays
 ideal       the schedule nobody can beat, for the optimality gap
+model       the whole schedule on arrays: every message of every enrolment, with no latency
 outcome     the figures a run ends with: JSON and terminal
 watcher     progress on the screen
 circumstances  when, with which versions and on how many cores figures were made

@@ -11,9 +11,8 @@ import numpy as np
 from dispatcher.core.batches import Int32s, Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.moments import SECOND_US
-from dispatcher.core.quota import HOURS_PER_DAY
+from simulate.timelines import Limits, Timelines
 
-_LONG_AGO = -(2**62)
 _LIMITS = ("due", "pacing", "hour", "day")
 
 
@@ -41,29 +40,23 @@ def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_u
     if not len(device):
         return Gap(0.0, 0.0, "none")
     row = fleet.rows(device)
+    order = np.lexsort((due_us, row))
+    due, slot, row = due_us[order], slot_us[np.lexsort((slot_us, row))], row[order]
     counts = np.bincount(row, minlength=len(fleet))
-    start = np.cumsum(counts) - counts
-    due = due_us[np.lexsort((due_us, row))]
-    slot = slot_us[np.lexsort((slot_us, row))]
-    ideal = np.empty_like(due)
-    waits_us = np.zeros(len(_LIMITS))
-    gap_us = np.maximum(np.rint(fleet.min_gap_s * SECOND_US).astype(np.int64), 1)
-    windows = (
-        (np.minimum(fleet.quota_per_hour, fleet.quota_per_day), hour_us + guard_us),
-        (fleet.quota_per_day, HOURS_PER_DAY * hour_us + guard_us),
+    # What was sent was allowed: a quota that is 0 now has been lowered since.
+    fleet = fleet.replace(
+        quota_per_hour=np.maximum(fleet.quota_per_hour, 1), quota_per_day=np.maximum(fleet.quota_per_day, 1)
     )
-    for nth in range(int(counts.max())):
-        busy = np.flatnonzero(counts > nth)
-        at = start[busy] + nth
-        bounds = [due[at], np.where(nth > 0, ideal[np.maximum(at - 1, 0)] + gap_us[busy], _LONG_AGO)]
-        for quota, window_us in windows:
-            back = nth - quota[busy]
-            bounds.append(np.where(back >= 0, ideal[np.maximum(at - quota[busy], 0)] + window_us, _LONG_AGO))
-        stacked = np.stack(bounds)
-        ideal[at] = stacked.max(axis=0)
-        before = ideal[np.maximum(at - 1, 0)] if nth else due[at]
-        waited_us = ideal[at] - np.maximum(due[at], before)
-        waits_us += np.bincount(stacked.argmax(axis=0), waited_us, minlength=len(_LIMITS))
+    limits = Limits.of(fleet, hour_us=hour_us, guard_us=guard_us)
+    ideal = Timelines(limits, counts).place(row, due)
+    at = np.arange(len(row))
+    nth = at - (np.cumsum(counts) - counts)[row]
+    bound_by = np.zeros(len(row), np.int8)
+    for number, bound in reversed(list(enumerate(limits.bounds(row), 1))):
+        bound_by[bound.until(ideal, at, nth) == ideal] = number
+    bound_by[due == ideal] = 0
+    before = np.where(nth > 0, np.roll(ideal, 1), due)
+    waits_us = np.bincount(bound_by, ideal - np.maximum(due, before), minlength=len(_LIMITS))
     late_s = (slot - ideal) / SECOND_US
     binding = _LIMITS[1 + int(waits_us[1:].argmax())] if waits_us[1:].any() else "none"
     return Gap(float(late_s.mean()), float(late_s.max()), binding)
