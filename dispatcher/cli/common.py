@@ -68,12 +68,13 @@ def run(body: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def sigterm_ends() -> Iterator[None]:
-    """SIGTERM ends what runs inside by ``SystemExit(143)``, once: a second one does not disturb the closing."""
+    """SIGTERM ends what runs inside by ``SystemExit(143)``, once: a second one disturbs neither closing nor leaving."""
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is _end:  # else it has come, and the process is on its way out
+            signal.signal(signal.SIGTERM, before)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any, Final
@@ -33,6 +34,8 @@ COMMANDS: Final = {
 }
 """Where each command lives, and its line in the help. The upper layers are reached by name only."""
 
+_INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C."""
 _WITHOUT_TWIN: Final = frozenset({"help", "version", "install_completion", "show_completion"})
 
 
@@ -72,8 +75,12 @@ def main() -> None:
     except DriplineError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, KeyboardInterrupt) or end.code == _INTERRUPTED:
+            # Everything is closed: a second one, while Python leaves, would only print a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            sys.exit(_INTERRUPTED)
+        raise
 
 
 def _give_twins(command: Any) -> None:
