@@ -37,13 +37,13 @@ from bench.databases import (
     installed,
 )
 from bench.figures import Measure, Part, Ratio
+from bench.local import accepted
 from bench.plans import counted, heard
 from dispatcher.completer import ends_of
 from dispatcher.config import Settings, load_settings
-from dispatcher.core.batches import Leased, Outcomes
+from dispatcher.core.batches import Leased
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
-from dispatcher.core.outcomes import Outcome
 
 SIZES: Final = {"100 thousand": 100_000, "1 million": 1_000_000, "5 million": 5_000_000, "10 million": 10_000_000}
 CHURN: Final = 300_000
@@ -188,17 +188,9 @@ class Life:
         assert leased is not None, "the churn has claimed more than was due"
         keys = idempotency_keys(leased.enrolment, leased.visit, leased.generation)
         idempotent = np.ones(len(leased), np.bool_)
-        ends = ends_of(leased, keys, accepted(leased), None, self.catalogue, idempotent, self.settings)
+        ends = ends_of(leased, keys, accepted(leased.slot_us), None, self.catalogue, idempotent, self.settings)
         await self.installation.shards[shard].end(ends, NOW_US, epoch=leased.epoch, deadline_us=DEADLINE_US)
         return claim_ms, len(leased)
-
-
-def accepted(leased: Leased) -> Outcomes:
-    """Every row accepted at its slot."""
-    rows = len(leased)
-    ids: list[str | None] = [f"m{row}" for row in range(rows)]
-    outcome = np.full(rows, int(Outcome.ACCEPTED), np.int8)
-    return Outcomes(np.arange(rows), outcome, leased.slot_us, ids, [None] * rows, np.full(rows, np.nan))
 
 
 @asynccontextmanager

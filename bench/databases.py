@@ -118,6 +118,18 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+@asynccontextmanager
+async def temporary(server: EmbeddedServer, name: str) -> AsyncIterator[str]:
+    """An empty database of that name, which is dropped again; its URL."""
+    async with connected(server.url("postgres")) as connection:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await connection.execute(f"CREATE DATABASE {name}")
+        try:
+            yield server.url(name)
+        finally:
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @dataclass(frozen=True, slots=True)
 class Installation:
     """The stores of a coordinator and of all shards on one engine connection, with their epochs in force."""

@@ -87,16 +87,20 @@ class Metered:
         return call
 
 
+def accepted(slot_us: Int64s) -> Outcomes:
+    """Every row accepted at its slot."""
+    rows = len(slot_us)
+    ids: list[str | None] = [f"m{row}" for row in range(rows)]
+    outcome = np.full(rows, int(Outcome.ACCEPTED), np.int8)
+    return Outcomes(np.arange(rows), outcome, slot_us, ids, [None] * rows, np.full(rows, np.nan))
+
+
 class Accepting:
     """The ``Sender`` port to a gateway that accepts everything at its slot."""
 
     async def send(self, batch: Outgoing) -> AsyncIterator[Outcomes]:
         """All at once."""
-        rows = len(batch)
-        nothing: list[str | None] = [None] * rows
-        ids: list[str | None] = [f"m{row}" for row in range(rows)]
-        accepted = np.full(rows, int(Outcome.ACCEPTED), np.int8)
-        yield Outcomes(np.arange(rows), accepted, batch.slot_us, ids, nothing, np.full(rows, np.nan))
+        yield accepted(batch.slot_us)
 
     def update(self, gateways: Mapping[int, Gateway]) -> None:
         """There is one gateway."""

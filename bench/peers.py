@@ -30,8 +30,8 @@ from typing import IO, Final
 import asyncpg
 
 from bench.bench import Bench
+from bench.databases import connected, temporary
 from dispatcher.errors import DriplineError
-from dispatcher.store.connect import connect
 from dispatcher.store.embedded import EmbeddedServer
 
 UNEQUAL: Final = (
@@ -235,7 +235,7 @@ async def drained(installed: Installed, server: EmbeddedServer, jobs: int) -> fl
         PeerError: it did not run.
     """
     peer = installed.peer
-    async with _database(server, f"bench_{Path(peer.script).stem}") as (url, connection):
+    async with temporary(server, f"bench_{Path(peer.script).stem}") as url, connected(url) as connection:
         await call(*installed.command("fill", url, jobs))
         await connection.execute("VACUUM ANALYZE")
         await connection.execute("CHECKPOINT")
@@ -247,24 +247,6 @@ async def drained(installed: Installed, server: EmbeddedServer, jobs: int) -> fl
             return jobs / await _drain(command, peer, connection, jobs)
         except TimeoutError:
             raise PeerError("it does not run (it was given up after minutes without an end)") from None
-
-
-@asynccontextmanager
-async def _database(server: EmbeddedServer, name: str) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
-    outside = await connect(server.url("postgres"))
-    try:
-        await outside.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        await outside.execute(f"CREATE DATABASE {name}")
-        try:
-            connection = await connect(server.url(name))
-            try:
-                yield server.url(name), connection
-            finally:
-                await connection.close()
-        finally:
-            await outside.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await outside.close()
 
 
 async def _drain(command: Sequence[str], peer: Peer, connection: asyncpg.Connection, jobs: int) -> float:

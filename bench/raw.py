@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,12 +22,13 @@ import numpy as np
 from asyncpg.pgproto.pgproto import UUID
 
 from bench.costs import Figures, Meter
+from bench.databases import connected, temporary
 from dispatcher.core.batches import Int32s, Int64s
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.moments import SECOND_US, from_datetime
 from dispatcher.intake.sequences import apply
 from dispatcher.store.columns import int32s, int64s
-from dispatcher.store.connect import connect, open_pool
+from dispatcher.store.connect import open_pool
 from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
@@ -36,9 +36,6 @@ from simulate.population import create_devices, create_leads
 from simulate.rehearsal import START
 
 DATABASE: Final = "bench_raw"
-ENROLMENTS: Final = 1_000_000
-SENDS: Final = 900_000
-"""The documented sizes: so many live enrolments, the longest overdue third of them sent all their steps."""
 STEPS: Final = 3
 """Of every sequence of the built-in example."""
 DEVICES: Final = 3000
@@ -222,28 +219,23 @@ async def raw_loop(server: EmbeddedServer, enrolments: int, sends: int) -> Figur
     completion, after a checkpoint. The run is checked: as many ledger rows and visits as sends, every trigger off.
     """
     assert server.pid is not None
-    async with AsyncExitStack() as stack:
-        outside = await connect(server.url("postgres"))
-        stack.push_async_callback(outside.close)
-        await outside.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
-        await outside.execute(f"CREATE DATABASE {DATABASE}")
-        stack.push_async_callback(outside.execute, f"DROP DATABASE {DATABASE} WITH (FORCE)")
-        url = server.url(DATABASE)
+    async with temporary(server, DATABASE) as url, connected(url) as outside:
         pool = await open_pool(url, size=1 + COMPLETING)
-        stack.callback(pool.terminate)
-        loop = await load(url, pool, enrolments, sends // STEPS)
-        await outside.execute("CHECKPOINT")
-        meter = await Meter.begin(outside, server.pid)
-        await loop.run()
-        figures = await meter.end(outside, loop.sends, loop.statements)
+        try:
+            loop = await load(url, pool, enrolments, sends // STEPS)
+            await outside.execute("CHECKPOINT")
+            meter = await Meter.begin(outside, server.pid)
+            await loop.run()
+            figures = await meter.end(outside, loop.sends, loop.statements)
+        finally:
+            pool.terminate()
         await check(url, loop)
     return figures
 
 
 async def load(url: str, pool: asyncpg.Pool, enrolments: int, taking_part: int) -> Loop:
     """Migrate an empty database and bring in devices, leads and enrolments, all due; the loop over them."""
-    connection = await connect(url)
-    try:
+    async with connected(url) as connection:
         await require_rehearsal(connection, False, clock_us=START_US)
         sequences = builtin()
         assert all(len(sequence.steps) == STEPS for sequence in sequences)
@@ -256,19 +248,14 @@ async def load(url: str, pool: asyncpg.Pool, enrolments: int, taking_part: int) 
         await connection.execute("SELECT dripline_ledger_partition($1)", START.date())
         await connection.execute("VACUUM (ANALYZE) leads, sequence_contacts")
         devices = await connection.fetch("SELECT id FROM devices ORDER BY number")
-    finally:
-        await connection.close()
     following = {step.trigger: step.next_trigger for sequence in sequences for step in sequence.steps}
     return Loop(pool, [row["id"] for row in devices], taking_part, following)
 
 
 async def check(url: str, loop: Loop) -> dict[str, Any]:
     """What the tables say of a finished run, which has to be what the loop says."""
-    connection = await connect(url)
-    try:
+    async with connected(url) as connection:
         row = await connection.fetchrow(CHECK)
-    finally:
-        await connection.close()
     assert row is not None
     found = dict(row)
     sends, part = loop.sends, loop.taking_part

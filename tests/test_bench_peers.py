@@ -13,9 +13,11 @@ import pytest
 
 from bench import peers, raw
 from bench.bench import Bench
-from dispatcher.core.batches import Leased
+from bench.local import accepted
+from dispatcher.completer import ends_of
+from dispatcher.config import Settings
 from dispatcher.core.identity import idempotency_keys
-from dispatcher.core.leases import Ends, Want
+from dispatcher.core.leases import Want
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.shard_store import PostgresShardStore
@@ -104,6 +106,7 @@ async def production(loop: raw.Loop) -> None:
     """The same claims and ends through the stores."""
     coordinator = PostgresCoordinatorStore(loop.pool, "test")
     shard = PostgresShardStore(loop.pool, 0, "test")
+    catalogue = await shard.catalogue()
     epoch, own = await coordinator.seat.raise_epoch(), await shard.seat.raise_epoch()
     for _, devices, slots, sent in loop.claims():
         rank = np.arange(slots.sum()) - np.repeat(np.cumsum(slots) - slots, slots)
@@ -112,38 +115,12 @@ async def production(loop: raw.Loop) -> None:
         want = Want(0, own, ids, devices + 1, slots, slot_us)
         leased = await coordinator.claim(want, raw.START_US, epoch=epoch, deadline_us=DEADLINE_US, lead_fields=False)
         assert leased is not None
-        await shard.end(ends(leased, loop.following), raw.START_US, epoch=own, deadline_us=DEADLINE_US)
-
-
-def ends(leased: Leased, following: dict[str, str | None]) -> Ends:
-    """All accepted at their slots."""
-    rows = len(leased)
-    nothing: list[str | None] = [None] * rows
-    return Ends(
-        enrolment=leased.enrolment,
-        token=np.full(rows, leased.token, np.int64),
-        lead=leased.lead,
-        visit=leased.visit,
-        generation=leased.generation,
-        attempt=leased.attempt,
-        device=leased.device,
-        slot_us=leased.slot_us,
-        due_us=leased.due_us,
-        at_us=leased.slot_us,
-        step=leased.step,
-        key=idempotency_keys(leased.enrolment, leased.visit, leased.generation),
-        outcome=["accepted"] * rows,
-        message_id=[f"m{row}" for row in range(rows)],
-        error=nothing,
-        next_trigger=[following[step] for step in leased.step],
-        next_due_us=leased.due_us + DAY_US,
-        next=["waiting"] * rows,
-        counted=np.zeros(rows, np.int32),
-        pinned=np.zeros(rows, np.bool_),
-        handed=np.ones(rows, np.bool_),
-        text=nothing,
-        media_url=nothing,
-    )
+        keys = idempotency_keys(leased.enrolment, leased.visit, leased.generation)
+        honoured = np.ones(len(leased), np.bool_)
+        ends = ends_of(leased, keys, accepted(leased.slot_us), None, catalogue, honoured, Settings())
+        # In the loop the next step is a day behind the last one's due moment, so that no clock has to move.
+        ends = ends.replace(next_due_us=leased.due_us + DAY_US)
+        await shard.end(ends, raw.START_US, epoch=own, deadline_us=DEADLINE_US)
 
 
 def test_a_claim_never_asks_a_device_for_a_step_that_cannot_be_due_yet():
