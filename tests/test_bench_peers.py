@@ -22,6 +22,7 @@ from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.shard_store import PostgresShardStore
 
+pytestmark = pytest.mark.slow
 DAY_US = 24 * 3600 * 1_000_000
 DEADLINE_US = 30_000_000
 TABLES = {

@@ -12,6 +12,7 @@ import pytest
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CLAIMED, SHARDS = 33, 10
 """Slots of a claim on the ten devices a shard has at this scale."""
