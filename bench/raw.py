@@ -68,15 +68,18 @@ WITH due AS MATERIALIZED (
         SELECT ctid AS tid, row_number() OVER (ORDER BY next_trigger_time, id) AS rank
         FROM sequence_contacts
         WHERE home_device_id = w.device_id AND status = 'active' AND NOT held
-          AND next_trigger_time <= dripline_at($5::bigint) AND processing_device_id IS NULL
+          AND next_trigger_time <= dripline_at($5::bigint) AND lease_token IS NULL
         ORDER BY next_trigger_time, id LIMIT w.slots) c
 ),
 leased AS (
     UPDATE sequence_contacts c
-    SET processing_device_id = c.home_device_id, processing_started_at = d.slot,
-        lease_deadline_at = d.slot + interval '30 s', lease_token = $6, lease_epoch = 1, attempt = c.attempt + 1
+    SET processing_started_at = d.slot, lease_deadline_at = d.slot + interval '30 s', lease_token = $6, lease_epoch = 1,
+        attempt = c.attempt + 1
     FROM due d WHERE c.ctid = d.tid
     RETURNING c.ctid, c.id, c.visit, c.contact_phone, c.current_trigger
+),
+recorded AS (
+    INSERT INTO claims (token, shard_epoch, enrolments) SELECT $6, 1, array_agg(id) FROM leased
 )
 SELECT array_agg(ctid)::text AS places, string_agg(int8send(id), '') AS enrolment,
        string_agg(int4send(visit), '') AS visit, array_agg(contact_phone) AS phone, array_agg(current_trigger) AS step
@@ -87,8 +90,7 @@ WITH moved AS (
     UPDATE sequence_contacts c
     SET visit = c.visit + 1, attempt = 0, current_trigger = coalesce(a.next_trigger, c.current_trigger),
         next_trigger_time = CASE WHEN a.next_trigger IS NOT NULL THEN c.next_trigger_time + interval '24 hours' END,
-        processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
-        lease_epoch = NULL,
+        processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL, lease_epoch = NULL,
         status = CASE WHEN a.next_trigger IS NULL THEN 'completed' ELSE 'active' END,
         finished_at = CASE WHEN a.next_trigger IS NULL THEN c.processing_started_at END
     FROM unnest($1::text::tid[], $2::uuid[], $3::text[], $4::text[]) a(place, key, message_id, next_trigger)
@@ -108,6 +110,9 @@ taken_off AS (
     UPDATE leads l
     SET trigger = CASE WHEN l.trigger <> m.entry_trigger THEN dripline_without(l.trigger, m.entry_trigger) END
     FROM moved m WHERE m.status = 'completed' AND l.id = m.lead_id
+),
+closed AS (
+    DELETE FROM claims WHERE token = $5
 )
 SELECT count(*) FROM moved
 """
@@ -125,6 +130,7 @@ FROM sequence_contacts c JOIN leads l ON l.id = c.lead_id
 class Batch:
     """A claim that has been committed."""
 
+    token: int
     group: int
     places: str
     """As PostgreSQL writes them; they go back as they came."""
@@ -186,7 +192,7 @@ class Loop:
                 row = await statement.fetchrow(ids, slots.tolist(), first_us.tolist(), GAP_US, START_US, token)
                 assert row is not None
                 self.statements += 1
-                await self._ready.put(_batch(group, row))
+                await self._ready.put(_batch(token, group, row))
         for _ in range(COMPLETING):
             await self._ready.put(None)
 
@@ -202,14 +208,15 @@ class Loop:
                     [UUID(key) for key in keys],
                     message_id[: len(keys)],
                     [self.following[step] for step in batch.step],
+                    batch.token,
                 )
                 self.sends += moved  # not before the await: two are at it
                 self.statements += 1
                 self._free[batch.group].set()
 
 
-def _batch(group: int, row: asyncpg.Record) -> Batch:
-    return Batch(group, row["places"], int64s(row["enrolment"]), int32s(row["visit"]), row["step"])
+def _batch(token: int, group: int, row: asyncpg.Record) -> Batch:
+    return Batch(token, group, row["places"], int64s(row["enrolment"]), int32s(row["visit"]), row["step"])
 
 
 async def raw_loop(server: EmbeddedServer, enrolments: int, sends: int) -> Figures:

@@ -149,7 +149,7 @@ async def rescue(databases: Databases, case: Case, leases: int) -> Rescue:
     url = await databases.copied("waiting", "turn")
     async with installed(url) as installation, connected(url) as connection:
         owners, now_us, expected = await case(installation)
-        leased = "SELECT count(*) FROM sequence_contacts WHERE processing_device_id IS NOT NULL"
+        leased = "SELECT count(*) FROM sequence_contacts WHERE lease_token IS NOT NULL"
         assert await connection.fetchval(leased) == leases, "every enrolment is leased"
         rescuer = Rescuer(installation.coordinator, load_settings(), owners)
         before = await wal_position(connection)

@@ -62,7 +62,7 @@ SELECT string_agg(int8send(c.id) || int8send(c.lead_id) || timestamptz_send(c.en
     || int4send(coalesce(array_position($1::text[], c.entry_trigger::text), 0))
     || int4send(coalesce(array_position($1::text[], c.current_trigger::text), 0))
     || int4send(array_position($2::text[], c.status)) || int4send(c.visit) || int4send(c.generation)
-    || int4send(coalesce(d.number, 0)) || int4send((c.processing_device_id IS NOT NULL)::integer)
+    || int4send(coalesce(d.number, 0)) || int4send((c.lease_token IS NOT NULL)::integer)
     || int4send(CASE WHEN l.trigger IS NULL THEN 0 WHEN l.trigger = c.entry_trigger THEN 1
                 ELSE EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) WHERE t.token = c.entry_trigger)::integer
                 END), '')

@@ -216,7 +216,7 @@ async def test_a_lease_belongs_to_a_live_row_and_carries_a_token(connection):
     for change in (
         "processing_device_id = gen_random_uuid(), lease_token = 1 WHERE status = 'completed'",
         "processing_device_id = gen_random_uuid() WHERE status = 'active'",
-        "lease_token = 1 WHERE status = 'active'",
+        "lease_token = 1 WHERE status = 'completed'",
     ):
         with pytest.raises(asyncpg.CheckViolationError):
             await connection.execute(f"UPDATE sequence_contacts SET {change}")
@@ -267,7 +267,8 @@ async def test_load_of_a_device_in_a_rehearsal(ledger):
 
     for lead in (1, 2):
         await enrol(ledger, "active", lead=lead)
-    await ledger.execute("UPDATE sequence_contacts SET processing_device_id = $1, lease_token = 1", device)
+    await ledger.execute("UPDATE sequence_contacts SET home_device_id = $1, lease_token = 1", device)
+    await ledger.execute("INSERT INTO claims VALUES (1, 1, now(), ARRAY (SELECT id FROM sequence_contacts))")
     assert [tuple(row) for row in await ledger.fetch(load)] == [("a", 2, 4, False, 2), ("b", 0, 0, False, 0)]
 
     await ledger.execute("UPDATE dripline_database SET clock = clock + interval '1 day'")

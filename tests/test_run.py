@@ -224,7 +224,7 @@ def test_every_message_arrives_once_in_order_and_in_time_even_if_a_shard_is_kill
         assert run.end() == 0
         run.wait_for("drained: 0 leases given back")
     assert world.violations() == {}
-    assert world.rows("SELECT * FROM sequence_contacts WHERE processing_device_id IS NOT NULL") == []
+    assert world.rows("SELECT * FROM sequence_contacts WHERE lease_token IS NOT NULL") == []
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_two_thousand_leads_over_fifty_devices_with_a_restart_in_the_middle(new_
         world.wait_until(lambda: len(world.attempts()) >= 2300, 120)
         assert run.end() == 0
         run.wait_for("drained:")
-    assert world.rows("SELECT * FROM sequence_contacts WHERE processing_device_id IS NOT NULL") == []
+    assert world.rows("SELECT * FROM sequence_contacts WHERE lease_token IS NOT NULL") == []
     assert world.rows("SELECT * FROM heartbeats WHERE name = 'coordinator' AND expires_at > now()") == []
     assert 2300 <= len(world.attempts()) < 6000
     with running(world) as run:

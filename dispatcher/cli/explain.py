@@ -195,10 +195,10 @@ def why_enrolment(facts: Facts, row: Row) -> str:
             " held for a receipt or an operator, never blindly sent again"
             f" - settle it with: dripline in-doubt resolve {row['id']}"
         )
-    if row["processing"]:
+    if row["lease_token"] is not None:
         end = f"; ends after this attempt: {row['stop_reason']}" if row["stop_reason"] else ""
         return (
-            f"leased by {row['processing']} for {row['current_trigger']},"
+            f"leased by {row['home']} for {row['current_trigger']},"
             f" slot {facts.at(row['processing_started_at'])},"
             f" to leave at latest {row['lease_deadline_at']:%H:%M:%S}{end}{retries}"
         )

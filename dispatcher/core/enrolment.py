@@ -33,7 +33,7 @@ class State(Enum):
 
     @property
     def status(self) -> str:
-        """The text of ``sequence_contacts.status``; a lease is told by ``processing_device_id``."""
+        """The text of ``sequence_contacts.status``; a lease is told by ``lease_token``."""
         return "active" if self in (State.WAITING, State.LEASED) else self.value
 
 

@@ -35,9 +35,11 @@ class _Ending:
 
     async def write(self, ends: Ends) -> None:
         accepted = np.array([outcome in ("accepted", "repeat") for outcome in ends.outcome], np.bool_)
+        ended = 0
         if not accepted.all():
             others = np.flatnonzero(~accepted)
-            if await self._end_others(ends.take(others)) < len(others):
+            ended = await self._end_others(ends.take(others))
+            if ended < len(others):
                 late = ends.take(others[ends.handed[others]])
                 # Whoever else writes ends of these visits comes before or after, not between the look and the release.
                 await self.connection.execute(statements("complete")["lock_enrolments"], late.enrolment.tolist())
@@ -46,8 +48,14 @@ class _Ending:
             if len(refused):
                 await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist())
         good = ends if accepted.all() else ends.take(np.flatnonzero(accepted))
-        if not len(good):
-            return
+        if len(good):
+            ended += await self._accept(good)
+        if ended == len(ends):
+            tokens, rows = np.unique(ends.token, return_counts=True)
+            await self.connection.execute(statements("complete")["close_claims"], tokens.tolist(), rows.tolist())
+
+    async def _accept(self, good: Ends) -> int:
+        """Advance and complete; returns how many leases ended."""
         good = await self._settle_doubt(good)
         last = np.array([trigger is None for trigger in good.next_trigger], np.bool_)
         moved = await self._advance(good.take(np.flatnonzero(~last))) if not last.all() else 0
@@ -55,6 +63,7 @@ class _Ending:
             moved += await self._finish(good.take(np.flatnonzero(last)))
         if moved < len(good):
             await self._accept_late(good)
+        return moved
 
     async def _value(self, name: str, *arguments: object) -> int:
         return int(await self.connection.fetchval(statements("complete")[name], *arguments))

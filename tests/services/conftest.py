@@ -211,7 +211,7 @@ class World:
     async def states(self) -> list[tuple[Any, ...]]:
         """Every enrolment, oldest first: phone, step, visit, status, whether leased, why stopped."""
         return await self.rows(
-            "SELECT contact_phone, current_trigger, visit, status, processing_device_id IS NOT NULL, stop_reason "
+            "SELECT contact_phone, current_trigger, visit, status, lease_token IS NOT NULL, stop_reason "
             "FROM sequence_contacts ORDER BY id"
         )
 

@@ -217,7 +217,7 @@ async def test_a_late_answer_settles_an_attempt_in_doubt(heard_late, answer, out
     assert [row[3:] for row in await world.attempts()] == [(1, outcome)]
     assert await world.rows(
         "SELECT current_trigger, visit, status, last_error, opted_out_at IS NOT NULL, "
-        "processing_device_id IS NOT NULL, pinned, resend_text, finished_at IS NOT NULL "
+        "lease_token IS NOT NULL, pinned, resend_text, finished_at IS NOT NULL "
         "FROM sequence_contacts c JOIN leads l ON l.id = c.lead_id"
     ) == [
         (

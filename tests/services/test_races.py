@@ -15,9 +15,7 @@ LIMIT_S = 10.0
 STEP = "text of fitness_start"
 STOPPED = ("999101", "fitness_start", 1, "stopped", False, "opted out")
 ADVANCED = ("fitness_day2", 2, "active", False, None)
-STATE = (
-    "SELECT status, attempt, retry_count, pinned, resend_text, processing_device_id IS NOT NULL FROM sequence_contacts"
-)
+STATE = "SELECT status, attempt, retry_count, pinned, resend_text, lease_token IS NOT NULL FROM sequence_contacts"
 
 
 def held_back(world, what: str) -> AbstractAsyncContextManager[None]:

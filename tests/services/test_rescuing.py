@@ -16,7 +16,7 @@ async def leased(world, leads: int = 1, **columns) -> None:
         await world.lead("fitness_start", **columns)
     world.shards.hand_over = False
     await world.tick()
-    assert await world.value("SELECT count(*) FROM sequence_contacts WHERE processing_device_id IS NOT NULL") == leads
+    assert await world.value("SELECT count(*) FROM sequence_contacts WHERE lease_token IS NOT NULL") == leads
 
 
 @pytest.mark.parametrize(("reached", "outcomes"), [(True, ["accepted", "repeat"]), (False, ["not_sent", "accepted"])])

@@ -58,7 +58,7 @@ async def test_a_new_incarnation_knows_every_moment_the_old_one_had_used(new_wor
         await world.lead("fitness_start")
     in_flight_us = world.now_us
     await world.tick(60)
-    assert await world.value("SELECT count(*) FROM sequence_contacts WHERE processing_device_id IS NOT NULL") == 20
+    assert await world.value("SELECT count(*) FROM sequence_contacts WHERE lease_token IS NOT NULL") == 20
     await world.die_handing_over()
     await world.restart()
     after = await free_slots(world, 60 * MINUTE_US)
@@ -122,7 +122,7 @@ async def test_the_last_look_before_the_hand_over_stops_it_and_gives_the_slot_ba
     assert await hand_over(pending) == (0, 1)
     assert pending.sent() == []
     assert await pending.rows("SELECT status, stop_reason, trigger_kept FROM sequence_contacts") == [after]
-    assert await pending.rows("SELECT processing_device_id, attempt FROM sequence_contacts") == [(None, 0)]
+    assert await pending.rows("SELECT lease_token, attempt FROM sequence_contacts") == [(None, 0)]
     assert len((await free_slots(pending))[1]) == len(before[1]) + 1
 
 

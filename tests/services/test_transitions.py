@@ -205,7 +205,7 @@ async def test_the_statements_follow_the_table(one, state, event):
     after = await look(one)
     expected = transition(state, event)
     assert after["status"] == expected.next.status
-    assert (after["processing_device_id"] is not None) == (expected.next is State.LEASED)
+    assert (after["lease_token"] is not None) == (expected.next is State.LEASED)
     assert written(before, after) == expected.writes
     if Write.LEASE in expected.writes:
         assert after["attempt"] == before["attempt"] + 1

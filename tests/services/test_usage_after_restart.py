@@ -125,7 +125,7 @@ async def leases(world, condition: str) -> Moments:
     found = defaultdict(list)
     for number, slot_us in await world.rows(
         "SELECT d.number, dripline_us(c.processing_started_at) FROM sequence_contacts c "
-        f"JOIN devices d ON d.id = c.processing_device_id WHERE {condition}"
+        f"JOIN devices d ON d.id = c.home_device_id WHERE c.lease_token IS NOT NULL AND {condition}"
     ):
         found[number].append(slot_us)
     return found

@@ -30,7 +30,7 @@ LOCK_LEDGER = """BEGIN; DO $$ DECLARE part regclass; BEGIN
         EXECUTE format('LOCK TABLE %s IN SHARE MODE', part);
     END LOOP;
 END $$"""
-LEASED = "SELECT EXISTS (SELECT FROM sequence_contacts WHERE processing_device_id IS NOT NULL)"
+LEASED = "SELECT EXISTS (SELECT FROM sequence_contacts WHERE lease_token IS NOT NULL)"
 Strike = Callable[[], None]
 Fault = Callable[[], Strike]
 """Takes aim between two ticks; what it returns strikes."""

@@ -166,7 +166,8 @@ TABLES = {
                c.status, visit, generation, attempt, retry_count, d.number,
                dripline_us(processing_started_at), dripline_us(lease_deadline_at), lease_token, lease_epoch,
                pinned, held, trigger_kept, resend_text, resend_media_url, last_error, stop_reason
-        FROM sequence_contacts c LEFT JOIN devices d ON d.id = c.processing_device_id ORDER BY c.id""",
+        FROM sequence_contacts c LEFT JOIN devices d ON d.id = c.home_device_id AND c.lease_token IS NOT NULL
+        ORDER BY c.id""",
     "ledger": """
         SELECT enrolment_id, visit, generation, attempt, outcome, sequence_id, lead_id, shard_epoch,
                dripline_us(due_at), dripline_us(reserved_at), dripline_us(deadline_at),

@@ -57,4 +57,4 @@ FROM generate_series((dripline_at($1::bigint) AT TIME ZONE 'UTC')::date - 1,
 -- standstill, without its record, it would pass for never handed over.
 DELETE FROM handovers
 WHERE handed_at < dripline_at($1::bigint)
-  AND token NOT IN (SELECT lease_token FROM sequence_contacts WHERE processing_device_id IS NOT NULL);
+  AND token NOT IN (SELECT token FROM leases);

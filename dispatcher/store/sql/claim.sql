@@ -2,7 +2,8 @@
 
 -- name: claim_due
 -- The write-ahead intent: per home device the longest overdue take the offered slots, first slots first. Both epochs
--- are locked FOR SHARE (EXISTS and FOR KEY SHARE would let a stale owner commit). One statement a shard.
+-- are locked FOR SHARE (EXISTS and FOR KEY SHARE would let a stale owner commit). One statement a shard. No index has a
+-- column that is written here: heap-only updates.
 -- The result is one row of columns: integers as big-endian bytes, times as microseconds since 2000.
 WITH fence AS MATERIALIZED (
     SELECT count(*) AS held FROM (
@@ -19,20 +20,22 @@ due AS MATERIALIZED (
           AND sequence_id = ANY (ARRAY (
               SELECT s.id FROM sequences s
               WHERE s.is_active AND NOT EXISTS (SELECT FROM sequence_problems p WHERE p.sequence_id = s.id)))
-          AND processing_device_id IS NULL AND stop_reason IS NULL
+          AND lease_token IS NULL AND stop_reason IS NULL
         ORDER BY next_trigger_time, id LIMIT w.slots
         FOR NO KEY UPDATE SKIP LOCKED) c
     WHERE (SELECT held FROM fence) = 2
 ),
 leased AS (
     UPDATE sequence_contacts c
-    SET processing_device_id = c.home_device_id,
-        processing_started_at = dripline_at(($4::bigint[])[d.first + d.rank]),
+    SET processing_started_at = dripline_at(($4::bigint[])[d.first + d.rank]),
         lease_deadline_at = dripline_at(($4::bigint[])[d.first + d.rank] + $6::bigint),
         lease_token = $10, lease_epoch = $9, attempt = c.attempt + 1
     FROM due d WHERE c.ctid = d.tid
     RETURNING d.ord, d.rank, c.id, c.lead_id, c.visit, c.generation, c.attempt, c.retry_count, c.next_trigger_time,
               c.contact_phone, c.current_trigger, c.resend_text, c.resend_media_url
+),
+recorded AS (
+    INSERT INTO claims (token, shard_epoch, enrolments) SELECT $10, $9, array_agg(id) FROM leased HAVING count(*) > 0
 )
 SELECT (SELECT held FROM fence) AS held,
        string_agg(int4send(r.ord::integer), '') AS ord,
@@ -66,7 +69,7 @@ LEFT JOIN LATERAL (
       AND sequence_id = ANY (ARRAY (
           SELECT s.id FROM sequences s
           WHERE s.is_active AND NOT EXISTS (SELECT FROM sequence_problems p WHERE p.sequence_id = s.id)))
-      AND processing_device_id IS NULL
+      AND lease_token IS NULL
     ORDER BY next_trigger_time, id LIMIT 1) c ON true;
 
 -- name: hold
@@ -74,7 +77,7 @@ LEFT JOIN LATERAL (
 UPDATE sequence_contacts SET held = true
 WHERE ctid = ANY (ARRAY (
     SELECT c.ctid FROM sequence_contacts c
-    WHERE c.status = 'active' AND NOT c.held AND c.processing_device_id IS NULL AND c.next_trigger_time IS NOT NULL
+    WHERE c.status = 'active' AND NOT c.held AND c.lease_token IS NULL AND c.next_trigger_time IS NOT NULL
       AND c.sequence_id = $1
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 

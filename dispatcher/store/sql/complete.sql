@@ -93,7 +93,7 @@ SELECT count(*) FROM moved;
 -- ended, and the leads whose gateway says that they do not want messages.
 WITH ended AS MATERIALIZED (
     SELECT c.id, c.sequence_id, c.lead_id, c.lease_epoch, c.next_trigger_time, c.processing_started_at,
-           c.lease_deadline_at, c.processing_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
+           c.lease_deadline_at, c.home_device_id, c.visit, c.generation, c.attempt, c.current_trigger,
            e.outcome, e.error, e.key, e.counted, dripline_at(e.due) AS due, c.pinned OR e.pinned AS pinned,
            coalesce(c.resend_text, e.text) AS text,
            CASE WHEN c.resend_text IS NULL THEN e.media_url ELSE c.resend_media_url END AS media_url,
@@ -112,7 +112,7 @@ written AS (
     INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
         device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, error)
     SELECT id, sequence_id, lead_id, lease_epoch, next_trigger_time, processing_started_at, lease_deadline_at,
-        processing_device_id, key, visit, generation, attempt, outcome, current_trigger, error FROM ended
+        home_device_id, key, visit, generation, attempt, outcome, current_trigger, error FROM ended
 ),
 moved AS (
     UPDATE sequence_contacts c
@@ -232,7 +232,7 @@ SET pinned = false, resend_text = NULL, resend_media_url = NULL,
                    OR r.status IN ('failed', 'stopped') AND r.stop_reason IS DISTINCT FROM 'trigger removed'
 FROM (
     SELECT c.id, v.at, v.error,
-           CASE WHEN c.processing_device_id IS NOT NULL THEN c.status
+           CASE WHEN c.lease_token IS NOT NULL THEN c.status
                 WHEN v.next = 'stopped' OR v.next = 'waiting' AND c.stop_reason IS NOT NULL THEN 'stopped'
                 WHEN v.next = 'failed' THEN 'failed'
                 ELSE 'active' END AS status,
@@ -283,3 +283,8 @@ WHERE c.id = a.id AND c.visit = a.visit AND c.generation = a.generation AND c.ne
        OR c.status = 'failed' AND NOT EXISTS (
            SELECT FROM sequence_contacts o WHERE o.lead_id = c.lead_id AND o.sequence_id = c.sequence_id
            AND o.status IN ('active', 'in_doubt')));
+
+-- name: close_claims
+-- Claims all of whose enrolments ended in this transaction; where some ended before, the rescue forgets the claim.
+DELETE FROM claims k USING unnest($1::bigint[], $2::bigint[]) e(token, ended)
+WHERE k.token = e.token AND cardinality(k.enrolments) = e.ended;

@@ -27,14 +27,14 @@ ended AS MATERIALIZED (
 stopped AS (
     UPDATE sequence_contacts c
     SET stop_reason = CASE WHEN e.opted_out THEN 'opted out' ELSE 'trigger removed' END,
-        status = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN 'stopped' ELSE c.status END,
-        finished_at = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
+        status = CASE WHEN c.lease_token IS NULL AND c.status = 'active' THEN 'stopped' ELSE c.status END,
+        finished_at = CASE WHEN c.lease_token IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
         trigger_kept = c.entry_trigger <> ALL (e.tokens),
         held = false
     FROM ended e
     WHERE c.lead_id = e.lead_id AND c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL
       AND (e.opted_out OR c.entry_trigger = ANY (e.tokens_away)
-           OR c.entry_trigger = ANY (e.tokens) AND c.processing_device_id IS NULL AND c.status = 'active')
+           OR c.entry_trigger = ANY (e.tokens) AND c.lease_token IS NULL AND c.status = 'active')
     RETURNING 1
 ),
 resumed AS (

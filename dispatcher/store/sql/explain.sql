@@ -8,13 +8,12 @@ FROM leads WHERE phone = $1 OR id = $2 ORDER BY (phone = $1) DESC LIMIT 1;
 
 -- name: enrolments
 -- The live and the ended ones each by their own index on the lead.
-SELECT c.*, h.name AS home, p.name AS processing
+SELECT c.*, h.name AS home
 FROM (
     SELECT * FROM sequence_contacts WHERE lead_id = $1 AND status IN ('active', 'in_doubt')
     UNION ALL
     SELECT * FROM sequence_contacts WHERE lead_id = $1 AND status NOT IN ('active', 'in_doubt')) c
 LEFT JOIN devices h ON h.id = c.home_device_id
-LEFT JOIN devices p ON p.id = c.processing_device_id
 ORDER BY c.id;
 
 -- name: queued

@@ -23,7 +23,7 @@ WHERE ($1::bigint[] IS NULL OR i.id = ANY ($1::bigint[]))
 -- Those of a page whose end can be written now: a resend that is leased, or about to be, is left to its own end.
 SELECT c.id FROM sequence_contacts c
 WHERE c.id = ANY ($1::bigint[]) AND (c.status = 'in_doubt' OR c.status = 'active' AND c.pinned)
-  AND c.processing_device_id IS NULL
+  AND c.lease_token IS NULL
 ORDER BY c.id FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: unknown_attempts

@@ -24,7 +24,7 @@ WHERE name = 'coordinator'
 -- name: count_lost
 SELECT count(*) AS found, count(*) FILTER (WHERE d.gateway_idempotent) AS idempotent
 FROM sequence_contacts c
-LEFT JOIN devices d ON d.id = coalesce(c.processing_device_id, c.home_device_id)
+LEFT JOIN devices d ON d.id = c.home_device_id
 WHERE c.status = 'active' AND c.next_trigger_time <= dripline_at($1::bigint)
   AND NOT (c.pinned AND c.last_error IS NOT DISTINCT FROM $2) AND EXISTS (SELECT FROM devices);
 
@@ -44,11 +44,10 @@ UPDATE epochs SET epoch = nextval('lease_tokens'), holder = $1, raised_at = drip
 
 -- name: lost
 -- A page by id of what may have been sent in the time that is lost: everything due by then that waits or is leased.
-SELECT c.id, c.visit, c.generation, c.attempt + (c.processing_device_id IS NULL)::integer AS attempt, c.lease_token,
+SELECT c.id, c.visit, c.generation, c.attempt + (c.lease_token IS NULL)::integer AS attempt, c.lease_token,
        d.id AS device_id, d.gateway_idempotent AS idempotent
 FROM sequence_contacts c
-JOIN devices d ON d.id = coalesce(c.processing_device_id, c.home_device_id,
-                                  (SELECT id FROM devices ORDER BY number LIMIT 1))
+JOIN devices d ON d.id = coalesce(c.home_device_id, (SELECT id FROM devices ORDER BY number LIMIT 1))
 WHERE c.id > $1 AND c.status = 'active' AND c.next_trigger_time <= dripline_at($2::bigint)
   AND NOT (c.pinned AND c.last_error IS NOT DISTINCT FROM $3)
 ORDER BY c.id LIMIT $4 FOR NO KEY UPDATE OF c;

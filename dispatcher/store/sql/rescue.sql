@@ -2,17 +2,22 @@
 
 -- name: ended_leases
 -- Over time, or of an incarnation that has been superseded: its epoch is nobody's. Only leased rows are read. What was
--- on record as handed over may have left; what was not, surely has not.
-SELECT c.id, c.lease_token AS token, c.lease_epoch AS epoch, c.visit, c.generation, c.retry_count AS retries,
+-- on record as handed over may have left; what was not, surely has not. Claims that have ended are forgotten in passing.
+WITH forgotten AS (
+    DELETE FROM claims k
+    WHERE (k.claimed_at < clock_timestamp() - interval '10 seconds'
+           OR NOT EXISTS (SELECT FROM epochs e WHERE e.epoch = k.shard_epoch))
+      AND NOT EXISTS (SELECT FROM leases l WHERE l.token = k.token)
+)
+SELECT l.enrolment_id AS id, l.token, l.shard_epoch AS epoch, l.visit, l.generation, l.retry_count AS retries,
        coalesce(substr(e.name, length('shard-') + 1)::integer, -1) AS shard,
-       d.gateway_idempotent AS idempotent, dripline_us(c.lease_deadline_at) AS deadline_us,
+       d.gateway_idempotent AS idempotent, dripline_us(l.deadline_at) AS deadline_us,
        e.epoch IS NULL AND EXISTS (
-           SELECT FROM handovers h WHERE h.token = c.lease_token AND c.id = ANY (h.enrolments)) AS handed
-FROM sequence_contacts c
-JOIN devices d ON d.id = c.processing_device_id
-LEFT JOIN epochs e ON e.epoch = c.lease_epoch
-WHERE c.processing_device_id IS NOT NULL
-  AND (c.processing_started_at < dripline_at($1::bigint) OR e.epoch IS NULL)
+           SELECT FROM handovers h WHERE h.token = l.token AND l.enrolment_id = ANY (h.enrolments)) AS handed
+FROM leases l
+JOIN devices d ON d.id = l.device_id
+LEFT JOIN epochs e ON e.epoch = l.shard_epoch
+WHERE l.slot_at < dripline_at($1::bigint) OR e.epoch IS NULL
 LIMIT $2::bigint;
 
 -- name: handed_since
@@ -30,15 +35,15 @@ FROM unnest($1::uuid[]) d(id)
 CROSS JOIN LATERAL (
     SELECT w.id FROM sequence_contacts w
     WHERE w.home_device_id = d.id AND w.status = 'active' AND NOT w.held AND NOT w.pinned
-      AND w.processing_device_id IS NULL
+      AND w.lease_token IS NULL
       AND w.sequence_id = ANY (ARRAY (SELECT s.id FROM sequences s WHERE s.sender_policy <> 'strict'))
     LIMIT $2::bigint) c
 UNION ALL
 (SELECT id FROM sequence_contacts
- WHERE home_device_id IS NULL AND status = 'active' AND NOT held AND processing_device_id IS NULL LIMIT $2::bigint)
+ WHERE home_device_id IS NULL AND status = 'active' AND NOT held AND lease_token IS NULL LIMIT $2::bigint)
 LIMIT $2::bigint;
 
 -- name: rehome
 UPDATE sequence_contacts c SET home_device_id = r.device_id
 FROM unnest($1::bigint[], $2::uuid[]) r(id, device_id) JOIN devices d ON d.id = r.device_id
-WHERE c.id = r.id AND c.status = 'active' AND NOT c.pinned AND c.processing_device_id IS NULL;
+WHERE c.id = r.id AND c.status = 'active' AND NOT c.pinned AND c.lease_token IS NULL;

@@ -3,46 +3,57 @@
 -- name: load_usage
 -- Ledger and leases in one snapshot: every attempt that is charged, one that is or was in doubt at its latest moment. A
 -- lease counts when it was handed over, or when its owner may still do so.
-SELECT d.number, string_agg(timestamptz_send(u.at), '') AS at
-FROM devices d CROSS JOIN LATERAL (
-    SELECT CASE WHEN l.outcome IN ('in_doubt', 'not_sent') THEN l.deadline_at ELSE l.reserved_at END AS at
-    FROM message_ledger l
-    WHERE l.device_id = d.id AND l.reserved_at > dripline_at($2::bigint)
-      AND l.outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')
+SELECT u.number, string_agg(timestamptz_send(u.at), '') AS at
+FROM (
+    SELECT d.number, l.at
+    FROM devices d CROSS JOIN LATERAL (
+        SELECT CASE WHEN outcome IN ('in_doubt', 'not_sent') THEN deadline_at ELSE reserved_at END AS at
+        FROM message_ledger
+        WHERE device_id = d.id AND reserved_at > dripline_at($2::bigint)
+          AND outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')) l
+    WHERE d.shard_id = $1
     UNION ALL
-    SELECT c.lease_deadline_at FROM sequence_contacts c
-    WHERE c.processing_device_id = d.id
-      AND (EXISTS (SELECT FROM epochs e WHERE e.epoch = c.lease_epoch)
-           OR EXISTS (SELECT FROM handovers h WHERE h.token = c.lease_token AND c.id = ANY (h.enrolments)))) u
-WHERE d.shard_id = $1
-GROUP BY d.number;
+    SELECT d.number, l.deadline_at FROM leases l JOIN devices d ON d.id = l.device_id
+    WHERE d.shard_id = $1
+      AND (EXISTS (SELECT FROM epochs e WHERE e.epoch = l.shard_epoch)
+           OR EXISTS (SELECT FROM handovers h WHERE h.token = l.token AND l.enrolment_id = ANY (h.enrolments)))) u
+GROUP BY u.number;
 
 -- name: leased_tokens
-SELECT DISTINCT c.lease_token AS token FROM devices d
-JOIN sequence_contacts c ON c.processing_device_id = d.id
-WHERE d.shard_id = $1 AND c.lease_epoch = $2;
+-- Claims that have no outcome yet. What has been leased for a second is marked in passing, where nobody holds the row.
+WITH open AS MATERIALIZED (
+    SELECT l.token, l.enrolment_id, NOT l.marked AND l.claimed_at < clock_timestamp() - interval '1 second' AS lasts
+    FROM leases l JOIN devices d ON d.id = l.device_id WHERE d.shard_id = $1 AND l.shard_epoch = $2
+),
+marked AS (
+    UPDATE sequence_contacts SET processing_device_id = home_device_id
+    WHERE ctid = ANY (ARRAY (
+        SELECT c.tid FROM open o CROSS JOIN LATERAL (
+            SELECT ctid AS tid FROM sequence_contacts WHERE id = o.enrolment_id AND lease_token = o.token
+            FOR NO KEY UPDATE SKIP LOCKED) c
+        WHERE o.lasts))
+)
+SELECT DISTINCT token FROM open;
 
 -- name: read_lease
 -- The rows of one claim as the claim returned them, for a shard the routing call did not reach.
 SELECT string_agg(int4send(d.number), '') AS device,
-       string_agg(timestamptz_send(c.processing_started_at), '') AS slot,
-       string_agg(int8send(c.id), '') AS enrolment,
+       string_agg(timestamptz_send(c.slot_at), '') AS slot,
+       string_agg(int8send(c.enrolment_id), '') AS enrolment,
        string_agg(int8send(c.lead_id), '') AS lead,
        string_agg(int4send(c.visit), '') AS visit,
        string_agg(int4send(c.generation), '') AS generation,
        string_agg(int4send(c.attempt), '') AS attempt,
        string_agg(int4send(c.retry_count), '') AS retries,
-       string_agg(timestamptz_send(c.next_trigger_time), '') AS due,
+       string_agg(timestamptz_send(c.due_at), '') AS due,
        array_agg(c.contact_phone) AS phone,
        array_agg(c.current_trigger) AS step,
        array_agg(c.resend_text) AS resend_text,
        array_agg(c.resend_media_url) AS resend_media_url,
        array_agg(l.name) AS name,
        array_agg(nullif(l.attributes::text, '{}')) AS attributes
-FROM devices d
-JOIN sequence_contacts c ON c.processing_device_id = d.id
-LEFT JOIN leads l ON l.id = c.lead_id
-WHERE d.shard_id = $1 AND c.lease_epoch = $2 AND c.lease_token = $3;
+FROM leases c JOIN devices d ON d.id = c.device_id LEFT JOIN leads l ON l.id = c.lead_id
+WHERE d.shard_id = $1 AND c.shard_epoch = $2 AND c.token = $3;
 
 -- name: last_look
 -- What may not leave after all, and why. Begins after every opt-out and pause that has committed. What does leave is on
@@ -59,7 +70,7 @@ looked AS MATERIALIZED (
         WHEN l.opted_out_at IS NOT NULL OR l.id = ANY (ARRAY (SELECT lead_id FROM opt_outs)) THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
         WHEN c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active)) THEN 'paused'
-        WHEN c.pinned AND EXISTS (SELECT FROM devices d WHERE d.id = c.processing_device_id AND NOT d.gateway_idempotent)
+        WHEN c.pinned AND EXISTS (SELECT FROM devices d WHERE d.id = c.home_device_id AND NOT d.gateway_idempotent)
             THEN 'key forgotten'
         WHEN c.pinned AND EXISTS (
             SELECT FROM message_ledger m WHERE m.enrolment_id = c.id AND m.visit = c.visit

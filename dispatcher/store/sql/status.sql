@@ -16,7 +16,7 @@ SELECT (SELECT kind FROM dripline_database) AS kind, extract(epoch FROM dripline
 -- name: enrolments
 -- One scan, few groups, and the clock read once. Sequences without enrolments come too.
 WITH grouped AS (
-    SELECT sequence_id, status, held, status = 'active' AND processing_device_id IS NULL AND NOT held AS waits,
+    SELECT sequence_id, status, held, status = 'active' AND lease_token IS NULL AND NOT held AS waits,
            next_trigger_time <= (SELECT dripline_now()) AS due, count(*) AS rows, min(next_trigger_time) AS next_due
     FROM sequence_contacts GROUP BY 1, 2, 3, 4, 5
 ),
@@ -42,10 +42,10 @@ LEFT JOIN sequence_problems p ON p.sequence_id = s.id
 ORDER BY s.id;
 
 -- name: leases
--- The seed's "active processing" and "stuck processing"; by index.
+-- The seed's "active processing" and "stuck processing"; also what was leased just now.
 SELECT count(*) AS leased,
-       count(*) FILTER (WHERE processing_started_at < dripline_now() - interval '5 minutes') AS stuck
-FROM sequence_contacts WHERE processing_device_id IS NOT NULL;
+       count(*) FILTER (WHERE slot_at < dripline_now() - interval '5 minutes') AS stuck
+FROM leases;
 
 -- name: retries
 -- The seed's "retry failures", those that still go on; by index.

@@ -57,7 +57,7 @@ FROM generate_series(1, 3) n
 STANDING = """
 SELECT (SELECT count(*) FROM sequence_contacts WHERE status = 'active')
            + (SELECT count(*) FROM lead_changes) + 3 - (SELECT count(*) FROM sequence_contacts) AS open,
-       (SELECT count(*) FROM sequence_contacts WHERE processing_device_id IS NOT NULL) AS leased,
+       (SELECT count(*) FROM sequence_contacts WHERE lease_token IS NOT NULL) AS leased,
        (SELECT dripline_us(min(next_trigger_time)) FROM sequence_contacts WHERE status = 'active') AS due_us
 """
 
@@ -402,7 +402,7 @@ class Stage:
     async def standing(self) -> dict[str, tuple[str, bool, bool]]:
         """Every enrolment by phone: status, whether leased, whether its lead still carries the trigger."""
         rows = await self._person.fetch(
-            "SELECT contact_phone, status, processing_device_id IS NOT NULL OR lease_token IS NOT NULL, "
+            "SELECT contact_phone, status, lease_token IS NOT NULL, "
             "l.trigger = 'one,other' FROM sequence_contacts c JOIN leads l ON l.id = c.lead_id "
             "WHERE l.trigger IN ('other', 'one,other')"
         )
