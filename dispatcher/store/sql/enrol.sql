@@ -2,10 +2,12 @@
 
 -- name: take_changes
 -- A bounded batch leaves the queue in the enrolling transaction. What a change took away ends first: a leased
--- enrolment is only marked, its shard asks again before it hands over.
+-- enrolment is only marked, its shard asks again before it hands over. OFFSET 0 and CASE keep the planner on a look-up
+-- a lead: where it knew of few enrolments, it read all live ones for every batch, also for one that ends nothing. The
+-- status is asked twice: of a row that somebody changes meanwhile only the outer conditions are asked again.
 WITH taken AS MATERIALIZED (
     DELETE FROM lead_changes
-    WHERE id = ANY (ARRAY (SELECT id FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
+    WHERE ctid = ANY (ARRAY (SELECT ctid FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
     RETURNING lead_id, old_trigger, new_trigger, opted_out
 ),
 gone AS MATERIALIZED (
@@ -31,8 +33,10 @@ stopped AS (
         finished_at = CASE WHEN c.processing_device_id IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
         trigger_kept = c.entry_trigger <> ALL (e.tokens),
         held = false
-    FROM ended e
-    WHERE c.lead_id = e.lead_id AND c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL
+    FROM ended e CROSS JOIN LATERAL (
+        SELECT id FROM sequence_contacts WHERE lead_id = e.lead_id AND status IN ('active', 'in_doubt') OFFSET 0) live
+    WHERE c.id = live.id
+      AND CASE WHEN c.lead_id = e.lead_id THEN c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL END
       AND (e.opted_out OR c.entry_trigger = ANY (e.tokens_away)
            OR c.entry_trigger = ANY (e.tokens) AND c.processing_device_id IS NULL AND c.status = 'active')
     RETURNING 1
@@ -47,8 +51,11 @@ resumed AS (
 ),
 forgotten AS (
     UPDATE sequence_contacts c SET trigger_kept = false
-    FROM ended e
-    WHERE c.lead_id = e.lead_id AND c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept
+    FROM ended e CROSS JOIN LATERAL (
+        SELECT id FROM sequence_contacts
+        WHERE lead_id = e.lead_id AND status NOT IN ('active', 'in_doubt') OFFSET 0) finished
+    WHERE c.id = finished.id
+      AND CASE WHEN c.lead_id = e.lead_id THEN c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept END
       AND c.entry_trigger = ANY (e.tokens)
 )
 SELECT (SELECT count(*) FROM taken) AS taken,
