@@ -102,15 +102,17 @@ class PostgresCoordinatorStore:
             assert taken is not None
             if not taken["taken"]:
                 return Enrolled(0, 0, {})
+            homes, order = _numbered(plan[: taken["taken"]])
             found = await connection.fetch(
                 statements("enrol")["enrol"],
-                int64s(taken["leads"]).tolist(),
+                taken["leads"],
                 list(catalogue.entries),
                 list(catalogue.entries.values()),
-                plan,
+                order,
                 now_us,
                 epoch,
                 hour_us,
+                homes,
             )
             if found[-1]["held"] != 1:
                 raise FencedError("coordinator", epoch)
@@ -267,3 +269,12 @@ class PostgresCoordinatorStore:
     async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
         """Give waiting enrolments another home device."""
         return await self._session.changed("rehome", enrolment.tolist(), device_id)
+
+
+def _numbered(plan: list[UUID]) -> tuple[list[UUID], str]:
+    """The devices of a plan, each once, and the plan as an array in text of their numbers from 1.
+
+    A list of ids would cost a look at every element, here and in PostgreSQL, and the database an existence check each.
+    """
+    numbers = {device: str(number) for number, device in enumerate(dict.fromkeys(plan), 1)}
+    return list(numbers), f"{{{','.join([numbers[device] for device in plan])}}}"

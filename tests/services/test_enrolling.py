@@ -274,3 +274,20 @@ async def test_somebody_elses_enrolment_of_the_same_moment_is_the_one(world):
         (first, "active"),
         (second, "active"),
     ]
+
+
+async def test_an_enrolment_that_ends_while_its_trigger_is_taken_off_has_ended(world):
+    await world.begin()
+    await world.lead("fitness_start")
+    await world.tick()
+    completer = await connect(world.url)
+    transaction = completer.transaction()
+    await transaction.start()
+    await completer.execute("UPDATE sequence_contacts SET status = 'completed', finished_at = dripline_now()")
+    await world.execute("UPDATE leads SET trigger = NULL")
+    passing = asyncio.create_task(world.coordinator.run_once(world.now_us, 1))
+    await world.waiters(1)
+    await transaction.commit()
+    await completer.close()
+    assert (await passing).enrol.stopped == 0
+    assert await world.states() == [("999101", "fitness_day2", 2, "completed", False, None)]

@@ -2,10 +2,12 @@
 
 -- name: take_changes
 -- A bounded batch leaves the queue in the enrolling transaction. What a change took away ends first: a leased
--- enrolment is only marked, its shard asks again before it hands over.
+-- enrolment is only marked, its shard asks again before it hands over. OFFSET 0 and CASE keep the planner on a look-up
+-- a lead: where it knew of few enrolments, it read all live ones for every batch, also for one that ends nothing. The
+-- status is asked twice: of a row that somebody changes meanwhile only the outer conditions are asked again.
 WITH taken AS MATERIALIZED (
     DELETE FROM lead_changes
-    WHERE id = ANY (ARRAY (SELECT id FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
+    WHERE ctid = ANY (ARRAY (SELECT ctid FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
     RETURNING lead_id, old_trigger, new_trigger, opted_out
 ),
 gone AS MATERIALIZED (
@@ -31,8 +33,10 @@ stopped AS (
         finished_at = CASE WHEN c.lease_token IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
         trigger_kept = c.entry_trigger <> ALL (e.tokens),
         held = false
-    FROM ended e
-    WHERE c.lead_id = e.lead_id AND c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL
+    FROM ended e CROSS JOIN LATERAL (
+        SELECT id FROM sequence_contacts WHERE lead_id = e.lead_id AND status IN ('active', 'in_doubt') OFFSET 0) live
+    WHERE c.id = live.id
+      AND CASE WHEN c.lead_id = e.lead_id THEN c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL END
       AND (e.opted_out OR c.entry_trigger = ANY (e.tokens_away)
            OR c.entry_trigger = ANY (e.tokens) AND c.lease_token IS NULL AND c.status = 'active')
     RETURNING 1
@@ -47,85 +51,111 @@ resumed AS (
 ),
 forgotten AS (
     UPDATE sequence_contacts c SET trigger_kept = false
-    FROM ended e
-    WHERE c.lead_id = e.lead_id AND c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept
+    FROM ended e CROSS JOIN LATERAL (
+        SELECT id FROM sequence_contacts
+        WHERE lead_id = e.lead_id AND status NOT IN ('active', 'in_doubt') OFFSET 0) finished
+    WHERE c.id = finished.id
+      AND CASE WHEN c.lead_id = e.lead_id THEN c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept END
       AND c.entry_trigger = ANY (e.tokens)
 )
 SELECT (SELECT count(*) FROM taken) AS taken,
        (SELECT count(*) FROM stopped) AS stopped,
-       (SELECT coalesce(string_agg(int8send(lead_id), '' ORDER BY lead_id), '')
-        FROM (SELECT DISTINCT lead_id FROM taken) d) AS leads;
+       (SELECT array_agg(lead_id) FROM taken)::text AS leads;
 
 -- name: enrol
 -- Exact tokens only; a lead without a device of its own or an earlier one takes the next of the plan, the same for
--- all its enrolments. Leads are read without locks: whatever commits later is queued again. LIMIT and + 0 keep
--- the planner on a look-up a lead, also before anybody has analysed the tables. Most leads have never been enrolled:
--- what depends on earlier enrolments is looked up only where there are some. Somebody else's enrolment of the same
--- moment fails the statement, which sees it when it is repeated: ON CONFLICT would cost every row a fifth more.
-WITH fence AS MATERIALIZED (
+-- all its enrolments. Leads are read without locks: whatever commits later is queued again. One scan of an index looks
+-- the whole batch up: the planner takes a list it cannot see for ten ids, whatever the statistics say. Most leads have
+-- never been enrolled and carry one token: what depends on earlier enrolments or on a list of tokens is worked out only
+-- where there is one; OFFSET 0 keeps that a look-up a lead, where the planner would rather read everybody's.
+-- Somebody else's enrolment of the same moment fails the statement, which sees it when it is repeated: ON CONFLICT
+-- would cost every row a fifth more.
+WITH given AS MATERIALIZED (
+    SELECT $1::text::bigint[] AS leads, $4::text::integer[] AS plan
+),
+fence AS MATERIALIZED (
     SELECT count(*) AS held FROM (SELECT FROM epochs WHERE name = 'coordinator' AND epoch = $6 FOR SHARE) f
 ),
 entry AS MATERIALIZED (
-    SELECT e.trigger, s.id AS sequence_id, s.reentry, s.requires_opt_in, e.n,
+    SELECT e.trigger, s.id AS sequence_id, s.reentry, s.requires_opt_in,
            dripline_at($5::bigint) - s.reentry_interval_h * $7::bigint * interval '1 microsecond' AS reentry_before
-    FROM unnest($2::text[], $3::bigint[]) WITH ORDINALITY e(trigger, sequence_id, n)
+    FROM unnest($2::text[], $3::bigint[]) e(trigger, sequence_id)
     JOIN sequences s ON s.id = e.sequence_id AND s.is_active
 ),
-wanted AS MATERIALIZED (
-    SELECT l.id AS lead_id, l.phone, l.home_device_id, l.opted_in_at, l.live, l.finished, t.n
-    FROM unnest($1::bigint[]) u(id)
-    CROSS JOIN LATERAL (
-        SELECT id, phone, home_device_id, opted_in_at, trigger,
-               EXISTS (SELECT FROM sequence_contacts c
-                       WHERE c.lead_id = u.id AND c.status IN ('active', 'in_doubt')) AS live,
-               EXISTS (SELECT FROM sequence_contacts c
-                       WHERE c.lead_id = u.id AND c.status NOT IN ('active', 'in_doubt')) AS finished
-        FROM leads WHERE id = u.id AND opted_out_at IS NULL LIMIT 1) l
-    CROSS JOIN LATERAL (
-        SELECT ((SELECT jsonb_object_agg(trigger, n) FROM entry) ->> btrim(token, E' \t\r\n'))::bigint AS n
-        FROM unnest(string_to_array(l.trigger, ',')) w(token) OFFSET 0) t
-    WHERE t.n IS NOT NULL
+doors AS MATERIALIZED (
+    SELECT jsonb_object_agg(trigger, sequence_id) AS opted_in,
+           jsonb_object_agg(trigger, sequence_id) FILTER (WHERE NOT requires_opt_in) AS everybody
+    FROM entry
 ),
-candidate AS MATERIALIZED (
-    SELECT DISTINCT ON (w.lead_id, e.sequence_id)
-           w.lead_id, w.phone, e.sequence_id, e.trigger,
+live AS MATERIALIZED (
+    SELECT lead_id FROM sequence_contacts
+    WHERE lead_id = ANY ((SELECT leads FROM given)::bigint[]) AND status IN ('active', 'in_doubt')
+),
+finished AS MATERIALIZED (
+    SELECT lead_id FROM sequence_contacts
+    WHERE lead_id = ANY ((SELECT leads FROM given)::bigint[]) AND status NOT IN ('active', 'in_doubt')
+),
+lead AS NOT MATERIALIZED (
+    SELECT id, phone, trigger, home_device_id, opted_in_at,
+           id IN (SELECT lead_id FROM live) AS live, id IN (SELECT lead_id FROM finished) AS finished
+    FROM leads WHERE id = ANY ((SELECT leads FROM given)::bigint[]) AND opted_out_at IS NULL
+),
+tagged AS (
+    SELECT l.*, btrim(l.trigger, E' \t\r\n') AS token FROM lead l WHERE strpos(l.trigger, ',') = 0
+    UNION ALL
+    SELECT l.*, btrim(w.token, E' \t\r\n')
+    FROM lead l CROSS JOIN LATERAL unnest(string_to_array(l.trigger, ',')) w(token) WHERE strpos(l.trigger, ',') > 0
+),
+wanted AS (
+    SELECT t.*, (CASE WHEN opted_in_at IS NULL THEN (SELECT everybody FROM doors) ELSE (SELECT opted_in FROM doors) END
+                 ->> token)::bigint AS sequence_id
+    FROM tagged t OFFSET 0
+),
+homed AS (
+    SELECT w.id AS lead_id, w.phone, w.token, w.sequence_id, w.live, w.finished,
            CASE WHEN w.live OR w.finished OR w.home_device_id IS NOT NULL THEN
                (SELECT d.id FROM devices d WHERE d.health = 'available' AND d.id = coalesce(
                     w.home_device_id,
                     (SELECT c.home_device_id FROM sequence_contacts c
-                     WHERE c.lead_id = w.lead_id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
+                     WHERE c.lead_id = w.id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
                     (SELECT c.home_device_id FROM sequence_contacts c
-                     WHERE c.lead_id = w.lead_id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id + 0 DESC
+                     WHERE c.lead_id = w.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id + 0 DESC
                      LIMIT 1)))
            END AS device_id
     FROM wanted w
-    CROSS JOIN LATERAL (SELECT * FROM entry WHERE n = w.n LIMIT 1) e
-    WHERE (NOT e.requires_opt_in OR w.opted_in_at IS NOT NULL)
-      AND NOT (w.live AND EXISTS (
-          SELECT FROM sequence_contacts c WHERE c.lead_id = w.lead_id AND c.sequence_id = e.sequence_id
-          AND c.status IN ('active', 'in_doubt')))
-      AND NOT (w.finished AND EXISTS (
-          SELECT FROM sequence_contacts c WHERE c.lead_id = w.lead_id AND c.sequence_id = e.sequence_id
-          AND c.status NOT IN ('active', 'in_doubt')
-          AND (e.reentry = 'never' OR (c.trigger_kept AND c.entry_trigger = e.trigger)
-               OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before))))
-    ORDER BY w.lead_id, e.sequence_id, e.trigger
+    WHERE w.sequence_id IS NOT NULL OFFSET 0
 ),
-placed AS (
-    SELECT lead_id, phone, sequence_id, trigger,
-           coalesce(device_id, ($4::uuid[])[dense_rank() OVER (PARTITION BY device_id IS NULL ORDER BY lead_id)]) AS device_id
-    FROM candidate
+candidate AS (
+    SELECT DISTINCT ON (h.device_id IS NULL, h.lead_id, h.sequence_id)
+           h.device_id IS NULL AS homeless, h.lead_id, h.sequence_id, h.phone, h.token, h.device_id
+    FROM homed h
+    WHERE NOT (h.live AND EXISTS (
+              SELECT FROM sequence_contacts c WHERE c.lead_id = h.lead_id AND c.sequence_id = h.sequence_id
+              AND c.status IN ('active', 'in_doubt') OFFSET 0))
+      AND NOT (h.finished AND EXISTS (
+              SELECT FROM sequence_contacts c JOIN entry e ON e.trigger = h.token
+              WHERE c.lead_id = h.lead_id AND c.sequence_id = h.sequence_id AND c.status NOT IN ('active', 'in_doubt')
+              AND (e.reentry = 'never' OR (c.trigger_kept AND c.entry_trigger = e.trigger)
+                   OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)) OFFSET 0))
+    ORDER BY h.device_id IS NULL, h.lead_id, h.sequence_id, h.token
 ),
 -- The plan may name a device that has been deleted since it was made: such an enrolment has none yet.
-homed AS (
-    SELECT p.lead_id, p.phone, p.sequence_id, p.trigger, d.id AS device_id
-    FROM placed p LEFT JOIN devices d ON d.id = p.device_id
+homes AS MATERIALIZED (
+    SELECT array_agg(d.id ORDER BY h.n) AS id
+    FROM unnest($8::uuid[]) WITH ORDINALITY h(id, n) LEFT JOIN devices d ON d.id = h.id
+),
+placed AS (
+    SELECT lead_id, phone, sequence_id, token,
+           CASE WHEN homeless THEN ((SELECT id FROM homes))[
+               ((SELECT plan FROM given))[dense_rank() OVER (PARTITION BY homeless ORDER BY lead_id)]]
+           ELSE device_id END AS device_id
+    FROM candidate
 ),
 enrolled AS (
     INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger,
                                    next_trigger_time, enrolled_at, home_device_id)
-    SELECT sequence_id, lead_id, phone, trigger, trigger, dripline_at($5::bigint), dripline_at($5::bigint), device_id
-    FROM homed WHERE (SELECT held FROM fence) = 1
+    SELECT sequence_id, lead_id, phone, token, token, dripline_at($5::bigint), dripline_at($5::bigint), device_id
+    FROM placed WHERE (SELECT held FROM fence) = 1
     ORDER BY lead_id, sequence_id
     RETURNING home_device_id
 )
