@@ -174,7 +174,7 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
             done = await coordinator.run_once(now_us, TICK_US)
             if done.next_us >= NEVER_US:
                 break
-            now_us = START_US + -(-(max(done.next_us, now_us + 1) - START_US) // TICK_US) * TICK_US
+            now_us = START_US + -(-(max(done.ask_us, now_us + 1) - START_US) // TICK_US) * TICK_US
         statements = sum(cost.calls for cost in tally.costs.values())
         figures = await meter.end(connection, shards.handed, statements)
     return figures, tally
