@@ -18,7 +18,7 @@ from typing import Final
 
 from actors.cluster import joined_ray
 from bench.bench import Bench
-from bench.costs import Figures, cpu_s, wal_position
+from bench.costs import Figures, Read, cpu_s, wal_position
 from bench.figures import Measure, Part, Ratio
 from bench.local import Tally, send_all
 from bench.peers import UNEQUAL, peers
@@ -94,6 +94,7 @@ class Stopwatch(Watcher):
             process_cpu_us=float("nan"),
             wal_bytes=self._wal_bytes / self._sends,
             statements=float("nan"),
+            read=Read(float("nan"), float("nan")),
         )
 
     def _written(self) -> int:
@@ -168,9 +169,12 @@ def _sending(name: str, runs: list[Figures], note: str) -> Measure:
         CPU: median(run.postgresql_cpu_us for run in runs),
         WAL: median(run.wal_bytes for run in runs),
     }
-    statements = median(run.statements for run in runs)
-    if statements == statements:  # known
-        counts["statements a thousand sends"] = statements
+    known = {
+        "statements a thousand sends": median(run.statements for run in runs),
+        "rows read a send": median(run.read.rows for run in runs),
+        "index entries read a send": median(run.read.entries for run in runs),
+    }
+    counts |= {name: count for name, count in known.items() if count == count}
     return Measure(name, "sends/s", tuple(run.sends_per_s for run in runs), counts, note)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -157,7 +157,7 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
         await create_devices(connection, devices)
         tally = Tally(connection if alone else None)
         settings = load_settings(database_url=url, horizon_s=TICK_US / 1e6)
-        coordinator, shards = await _services(stack, url, settings, tally)
+        coordinator, shards, pools = await _services(stack, url, settings, tally)
         entries = sorted(step.trigger for sequence in sequences for step in sequence.steps if step.is_entry)
         now_us = START_US
         while (await coordinator.run_once(now_us, 1)).enrol.more:
@@ -169,7 +169,7 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
         await connection.execute("CHECKPOINT")
         tally.costs.clear()
         assert server.pid is not None
-        meter = await Meter.begin(connection, server.pid)
+        meter = await Meter.begin(connection, server.pid, pools)
         while True:
             done = await coordinator.run_once(now_us, TICK_US)
             if done.next_us >= NEVER_US:
@@ -182,17 +182,16 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
 
 async def _services(
     stack: AsyncExitStack, url: str, settings: Settings, tally: Tally
-) -> tuple[Coordinator, LocalShards]:
-    async def pool() -> asyncpg.Pool:
-        opened = await open_pool(url, size=CONNECTIONS)
-        stack.callback(opened.terminate)
-        return opened
+) -> tuple[Coordinator, LocalShards, Sequence[asyncpg.Pool]]:
+    pools = [await open_pool(url, size=CONNECTIONS) for _ in range(2)]
+    for pool in pools:
+        stack.callback(pool.terminate)
+    own, shared = pools
 
     def sender(_: Fleet) -> Accepting:
         return Accepting()
 
-    store = Metered(PostgresCoordinatorStore(await pool(), "bench"), tally)
-    shared = await pool()
+    store = Metered(PostgresCoordinatorStore(own, "bench"), tally)
     shards = LocalShards(
         [
             Shard(n, settings, cast(ShardStore, Metered(PostgresShardStore(shared, n, "bench"), tally)), sender)
@@ -203,4 +202,4 @@ async def _services(
     await coordinator.take_over(START_US, SHARDS)
     for shard in shards.shards:
         await shard.take_over(START_US)
-    return coordinator, shards
+    return coordinator, shards, pools
