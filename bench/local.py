@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -145,8 +145,15 @@ class LocalShards:
         return self.shards[shard].fate(token, epoch, enrolment)
 
 
-async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool) -> tuple[Figures, Tally]:
-    """Send everything ``leads`` carry, from the first enrolment's due moment to the last completion."""
+async def send_all(
+    server: EmbeddedServer, leads: int, devices: int, alone: bool, around: AbstractContextManager[None] | None = None
+) -> tuple[Figures, Tally]:
+    """Send everything ``leads`` carry, from the first enrolment's due moment to the last completion.
+
+    Args:
+        alone: one statement at a time.
+        around: entered for the sending alone, when everything stands and all connections are open.
+    """
     url = server.url()
     async with AsyncExitStack() as stack:
         connection = await connect(url)
@@ -157,7 +164,7 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
         await create_devices(connection, devices)
         tally = Tally(connection if alone else None)
         settings = load_settings(database_url=url, horizon_s=TICK_US / 1e6)
-        coordinator, shards = await _services(stack, url, settings, tally)
+        coordinator, shards, pools = await _services(stack, url, settings, tally)
         entries = sorted(step.trigger for sequence in sequences for step in sequence.steps if step.is_entry)
         now_us = START_US
         while (await coordinator.run_once(now_us, 1)).enrol.more:
@@ -169,12 +176,10 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
         await connection.execute("CHECKPOINT")
         tally.costs.clear()
         assert server.pid is not None
-        meter = await Meter.begin(connection, server.pid)
-        while True:
-            done = await coordinator.run_once(now_us, TICK_US)
-            if done.next_us >= NEVER_US:
-                break
-            now_us = START_US + -(-(max(done.next_us, now_us + 1) - START_US) // TICK_US) * TICK_US
+        meter = await Meter.begin(connection, server.pid, pools)
+        with around or nullcontext():
+            while (done := await coordinator.run_once(now_us, TICK_US)).next_us < NEVER_US:
+                now_us = START_US + -(-(max(done.ask_us, now_us + 1) - START_US) // TICK_US) * TICK_US
         statements = sum(cost.calls for cost in tally.costs.values())
         figures = await meter.end(connection, shards.handed, statements)
     return figures, tally
@@ -182,17 +187,16 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
 
 async def _services(
     stack: AsyncExitStack, url: str, settings: Settings, tally: Tally
-) -> tuple[Coordinator, LocalShards]:
-    async def pool() -> asyncpg.Pool:
-        opened = await open_pool(url, size=CONNECTIONS)
-        stack.callback(opened.terminate)
-        return opened
+) -> tuple[Coordinator, LocalShards, Sequence[asyncpg.Pool]]:
+    pools = [await open_pool(url, size=CONNECTIONS) for _ in range(2)]
+    for pool in pools:
+        stack.callback(pool.terminate)
+    own, shared = pools
 
     def sender(_: Fleet) -> Accepting:
         return Accepting()
 
-    store = Metered(PostgresCoordinatorStore(await pool(), "bench"), tally)
-    shared = await pool()
+    store = Metered(PostgresCoordinatorStore(own, "bench"), tally)
     shards = LocalShards(
         [
             Shard(n, settings, cast(ShardStore, Metered(PostgresShardStore(shared, n, "bench"), tally)), sender)
@@ -203,4 +207,4 @@ async def _services(
     await coordinator.take_over(START_US, SHARDS)
     for shard in shards.shards:
         await shard.take_over(START_US)
-    return coordinator, shards
+    return coordinator, shards, pools

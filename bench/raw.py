@@ -231,7 +231,7 @@ async def raw_loop(server: EmbeddedServer, enrolments: int, sends: int) -> Figur
         try:
             loop = await load(url, pool, enrolments, sends // STEPS)
             await outside.execute("CHECKPOINT")
-            meter = await Meter.begin(outside, server.pid)
+            meter = await Meter.begin(outside, server.pid, [pool])
             await loop.run()
             figures = await meter.end(outside, loop.sends, loop.statements)
         finally:

@@ -40,6 +40,8 @@ class Pass:
     balance: BalancePass
     next_us: int
     """The next moment something can happen, as far as the coordinator knows; ``NEVER_US`` when nothing waits."""
+    ask_us: int
+    """From when on a pass that looks as far ahead finds a slot for it: a horizon before it, once it is due."""
     silent: tuple[int, ...]
     """Shards that did not answer."""
 
@@ -108,7 +110,7 @@ class Coordinator:
         if rescue != RescuePass() or balance.changed:
             await self.probe()
         claimed, silent = await self._dispatch(now_us, horizon_us)
-        return Pass(claimed, enrol, rescue, balance, self._next_us(), silent)
+        return Pass(claimed, enrol, rescue, balance, self._next_us(), self._next_us(horizon_us - 1), silent)
 
     async def hear(self) -> int:
         """Take in what became due and whose slots became free meanwhile; returns the next moment of work.
@@ -207,9 +209,9 @@ class Coordinator:
     async def _look_up(self, rows: Indices) -> None:
         self._next_due[rows] = await self._store.next_due([self._fleet.device_id[row] for row in rows.tolist()])
 
-    def _next_us(self) -> int:
-        able = (self._fleet.shard >= 0) & self._fleet.available
-        return int(np.maximum(self._next_due, self._next_free)[able].min(initial=NEVER_US))
+    def _next_us(self, ahead_us: int = 0) -> int:
+        able = (self._fleet.shard >= 0) & self._fleet.available & (self._next_free < NEVER_US)
+        return int(np.maximum(self._next_due, self._next_free - ahead_us)[able].min(initial=NEVER_US))
 
     # Registry ------------------------------------------------------------------------------------------------
 

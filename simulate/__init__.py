@@ -4,6 +4,7 @@ command     ``dripline simulate``
 rehearsal   one run from population to verdict
 driver      virtual time: tick by tick, from moment to moment at which something can happen
 scratch     the embedded server of a run
+pacing      how devices spread their messages over an hour
 population  devices and leads by COPY
 referee     the mock gateway, a process of its own: judges from what reaches it
 sender      a shard's thin client of the referee

@@ -14,6 +14,7 @@ import typer
 
 from dispatcher.cli.common import DataDir, err, out, require_writable, run
 from dispatcher.errors import InputError
+from simulate.pacing import Pacing
 
 app = typer.Typer()
 
@@ -40,6 +41,9 @@ Triggers = Annotated[
     ),
 ]
 Region = Annotated[str | None, typer.Option(help="For --leads-csv: where numbers without a country code are dialled.")]
+Pace = Annotated[
+    Pacing, typer.Option(help="Messages of a device: as early as its limits allow, or spread evenly over the hour.")
+]
 Start = Annotated[
     datetime | None,
     typer.Option(
@@ -87,6 +91,7 @@ def simulate(
     shards: Annotated[int, typer.Option(min=1, max=200, help="How many shard actors.")] = 10,
     seed: Annotated[int, typer.Option(help="The same seed gives the same receipts.")] = 1,
     tick: Annotated[float, typer.Option(min=1, max=150, help="Seconds of virtual time per step.")] = 30.0,
+    pacing: Pace = Pacing.BURST,
     start: Start = None,
     database_url: OwnDatabase = None,
     reset: Annotated[bool, typer.Option("--reset", help="Give up an earlier rehearsal in that database.")] = False,
@@ -134,9 +139,10 @@ def simulate(
 
     bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
     begin = START if start is None else start.replace(tzinfo=UTC)
-    plan = Plan(given, devices, leads, days, shards, seed, tick, begin, bring_leads=bring)
+    plan = Plan(given, devices, leads, days, shards, seed, tick, begin, pacing=pacing, bring_leads=bring)
     if not quiet:
-        err.print(f"seed {seed}: {devices:,} devices, {shards} shards, ticks of {tick:g} s")
+        paced = ", evenly paced" if pacing is Pacing.EVEN else ""
+        err.print(f"seed {seed}: {devices:,} devices{paced}, {shards} shards, ticks of {tick:g} s")
     done = run(_rehearse(plan, settings, database_url, reset=reset, keep=keep, quiet=quiet, begun_s=begun_s))
     if receipts is not None:
         done.receipts.write(receipts, done.evidence.devices)

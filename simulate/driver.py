@@ -82,14 +82,14 @@ class Driver:
             if not done.more:
                 if done.next_us >= NEVER_US:
                     break
-                now_us = self._border_after(now_us, done.next_us)
+                now_us = self._border_after(now_us, done.ask_us)
         if self._connection is not None:
             await self._connection.close()
         return self.progress
 
-    def _border_after(self, now_us: int, next_us: int) -> int:
-        """The first tick border after ``now_us`` at which what happens at ``next_us`` is due."""
-        ticks = -(-(max(next_us, now_us + 1) - self._start_us) // self._tick_us)
+    def _border_after(self, now_us: int, ask_us: int) -> int:
+        """The first tick border after ``now_us`` that does not precede ``ask_us``."""
+        ticks = -(-(max(ask_us, now_us + 1) - self._start_us) // self._tick_us)
         return self._start_us + ticks * self._tick_us
 
     async def _tick(self, now_us: int) -> Pass:

@@ -22,6 +22,8 @@ class RunOutcome:
     leads: int
     shards: int
     tick_s: float
+    pacing: str
+    """``burst`` or ``even``."""
     virtual_s: float
     wall_s: float
     wall: Mapping[str, float]

@@ -22,15 +22,19 @@ _ENTRY, _SECOND, _WHICH, _LABEL, _NAME = range(5)
 
 
 async def create_devices(
-    connection: asyncpg.Connection, count: int, quota_per_hour: int = 80, quota_per_day: int = 800
+    connection: asyncpg.Connection,
+    count: int,
+    quota_per_hour: int = 80,
+    quota_per_day: int = 800,
+    min_gap_s: float | None = None,
 ) -> None:
-    """Create ``count`` devices with the same quotas."""
+    """Create ``count`` devices with the same quotas, and the default gap unless one is given."""
     digits = max(4, len(str(count)))
-    records = [
-        (f"sim-{n:0{digits}d}", f"{PHONE_PREFIX}8{n:08d}", quota_per_hour, quota_per_day) for n in range(1, count + 1)
-    ]
-    columns = ("name", "phone", "quota_per_hour", "quota_per_day")
-    await connection.copy_records_to_table("devices", records=records, columns=columns)
+    limits: dict[str, float] = {"quota_per_hour": quota_per_hour, "quota_per_day": quota_per_day}
+    if min_gap_s is not None:
+        limits["min_gap_s"] = min_gap_s
+    records = [(f"sim-{n:0{digits}d}", f"{PHONE_PREFIX}8{n:08d}", *limits.values()) for n in range(1, count + 1)]
+    await connection.copy_records_to_table("devices", records=records, columns=("name", "phone", *limits))
 
 
 async def create_leads(

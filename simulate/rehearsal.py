@@ -36,6 +36,7 @@ from simulate.driver import Driver, Progress
 from simulate.evidence import STATUSES, Evidence, collect
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
+from simulate.pacing import Pacing
 from simulate.population import create_devices, create_leads
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
@@ -64,6 +65,7 @@ class Plan:
     quota_per_hour: int = 80
     quota_per_day: int = 800
     """Of every device."""
+    pacing: Pacing = Pacing.BURST
     bring_leads: Callable[[asyncpg.Connection], Awaitable[int]] | None = None
     """Brings leads from elsewhere instead of making ``leads`` of them; returns how many."""
 
@@ -123,6 +125,7 @@ async def rehearse(
         leads=played.leads,
         shards=played.shards,
         tick_s=plan.tick_s,
+        pacing=plan.pacing.value,
         virtual_s=(played.progress.now_us - from_datetime(plan.start)) / 1e6 + plan.tick_s,
         wall_s=round(wall_s, 3),
         wall={name: round(span_s, 3) for name, span_s in phases.wall_s.items()},
@@ -168,7 +171,8 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         stack.push_async_callback(connection.close)
         await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
         await apply(connection, plan.sequences)
-        await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day)
+        gap_s = plan.pacing.gap_s(plan.quota_per_hour, plan.quota_per_day, settings)
+        await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day, gap_s)
         cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, start_us))
         leads = await _bring_leads(plan, connection, phases.watcher)
         await connection.execute("ANALYZE leads")

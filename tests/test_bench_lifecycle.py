@@ -15,6 +15,8 @@ WAL_BYTES = {"claim": 530, "last_look": 30, "end": 930}
 """A send, at most: about a twentieth above what was measured."""
 CALLS = 15
 """A thousand sends, at most."""
+READ = {"rows": 18.7, "entries": 37}
+"""Rows of tables and entries of indexes a send, at most: about a seventh above what was measured."""
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +43,9 @@ def test_statements_come_in_batches(cost):
     figures, tally = cost
     calls = {name: tally.costs[name].calls / figures.sends * 1000 for name in WAL_BYTES}
     assert {name: rate for name, rate in calls.items() if not 0 < rate <= CALLS} == {}
+
+
+def test_so_many_rows_and_index_entries_are_read_for_a_send(cost):
+    figures, _ = cost
+    read = figures.read._asdict()
+    assert {what: count for what, count in read.items() if not 1 <= count <= READ[what]} == {}

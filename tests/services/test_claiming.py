@@ -108,6 +108,23 @@ async def test_a_stale_epoch_claims_nothing(waiting, stale):
     assert await waiting.rows(LEASED) == []
 
 
+async def test_a_pass_says_from_when_on_the_next_one_finds_a_slot(new_world):
+    """Whoever makes passes a horizon apart comes in time for a slot that is free in between."""
+    world = await new_world(0)
+    await world.devices(1, min_gap_s=45)
+    await world.fitness()
+    await world.begin()
+    for _ in range(3):
+        await world.lead("fitness_start")
+    begun_us = world.now_us
+    await world.coordinator.run_once(begun_us, 1)  # enrols, and sends the first at once
+    done = await world.coordinator.run_once(begun_us, 30 * SECOND_US)
+    assert (done.claimed, done.next_us - begun_us) == (0, 45 * SECOND_US)
+    assert done.ask_us - begun_us == 15 * SECOND_US + 1
+    assert (await world.coordinator.run_once(done.ask_us - 1, 30 * SECOND_US)).claimed == 0
+    assert (await world.coordinator.run_once(done.ask_us, 30 * SECOND_US)).claimed == 1
+
+
 async def test_a_superseded_coordinator_enrols_nobody(waiting):
     await (await waiting.store()).seat.raise_epoch()
     await waiting.lead("fitness_start")
