@@ -346,7 +346,7 @@ class Shard:
         repeated = leased.take(rows := np.flatnonzero(leaves & again))
         say(rows, repeated.resend_text, repeated.resend_media_url)
         step = np.where(leaves & ~again, self._catalogue.indices(leased.step), -1)
-        for index in np.unique(step[step >= 0]).tolist():
+        for index in np.flatnonzero(np.bincount(step + 1)[1:]).tolist():
             rows = np.flatnonzero(step == index)
             trigger = self._catalogue.triggers[index]
             template = self._templates[trigger]

@@ -99,6 +99,7 @@ async def open_pool(
             max_size=size,
             max_inactive_connection_lifetime=0,
             init=partial(_prepare, url),
+            reset=_keep,
         )
 
 
@@ -185,6 +186,13 @@ async def _prepare(url: str, connection: Any) -> None:
         await arrays.announce(connection)
     except ValueError as error:
         raise StoreError(f"{place(url)}: {error} - run: dripline db migrate") from None
+
+
+async def _keep(_connection: Any) -> None:
+    """Nothing to undo when a connection is released: what the engine sets ends with its transaction.
+
+    asyncpg's own reset is a round trip after every statement.
+    """
 
 
 def _require_version(connection: Any, url: str) -> None:
