@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -27,6 +27,8 @@ from dispatcher.errors import DriplineError, InputError
 
 _START_S = 120.0
 _LEAST_S = 5.0
+_UNWATCHED: Final = {"RAY_task_events_report_interval_ms": "0", "RAY_enable_metrics_collection": "0"}
+"""Records of every call and metrics, for a dashboard that a local Ray does not have: together 1.5 µs a send."""
 _LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.GetTimeoutError, TimeoutError)
 
 
@@ -62,6 +64,8 @@ def _connect(address: str | None, show_logs: bool, *, object_store_mb: int = 256
         return
     if "RAY_AUTH_TOKEN" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in _UNWATCHED.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         include_dashboard=False,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dispatcher.clock import liveness_s
 from dispatcher.config import Settings
 from dispatcher.core import backoff
-from dispatcher.core.batches import Int64s, Leased, Outcomes
+from dispatcher.core.batches import Coded, Int64s, Leased, Outcomes
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends
 from dispatcher.core.moments import span_us
@@ -25,14 +25,16 @@ from dispatcher.ports import ShardStore
 _log = logging.getLogger(__name__)
 _RETRY_PAUSE_S = 0.2
 T = TypeVar("T")
-_LABELS = {int(outcome): outcome.label for outcome in Outcome}
+_LABELS = tuple(outcome.label for outcome in sorted(Outcome))
+_WAITING, _FAILED, _STOPPED, _IN_DOUBT = range(4)
+_NEXT = ("waiting", "failed", "stopped", "in_doubt")
 
 
 def ends_of(
     leased: Leased,
     keys: list[bytes],
     outcomes: Outcomes,
-    said: tuple[list[str], list[str | None]] | None,
+    said: tuple[Sequence[str], Sequence[str | None]] | None,
     catalogue: Catalogue,
     idempotent: NDArray[np.bool_],
     settings: Settings,
@@ -48,7 +50,7 @@ def ends_of(
     trigger, delay_h = catalogue.advance(catalogue.indices(leased.step))
     due_us = outcomes.at_us + np.rint(delay_h * settings.hour_s * 1e6).astype(np.int64)
     rows = len(leased)
-    next_: list[str] = ["waiting"] * rows
+    next_ = np.full(rows, _WAITING, np.int8)
     counted = np.zeros(rows, np.int32)
     pinned = np.zeros(rows, np.bool_)
     good = (outcomes.outcome == Outcome.ACCEPTED) | (outcomes.outcome == Outcome.REPEAT)
@@ -69,12 +71,12 @@ def ends_of(
         at_us=outcomes.at_us,
         step=leased.step,
         key=keys,
-        outcome=[_LABELS[outcome] for outcome in outcomes.outcome.tolist()],
+        outcome=Coded(_LABELS, outcomes.outcome),
         message_id=outcomes.message_id,
         error=outcomes.error,
-        next_trigger=trigger.tolist(),
+        next_trigger=trigger,
         next_due_us=due_us,
-        next=next_,
+        next=Coded(_NEXT, next_),
         counted=counted,
         pinned=pinned,
         handed=np.full(rows, said is not None),
@@ -83,33 +85,34 @@ def ends_of(
     )
 
 
-def _where(rows: NDArray[np.bool_], values: Sequence[str | None] | None) -> list[str | None]:
+def _where(rows: NDArray[np.bool_], values: Sequence[str | None] | None) -> Coded[str | None]:
     """``values`` at ``rows``, None elsewhere."""
     if values is None or not rows.any():
-        return [None] * len(rows)
-    return [value if row else None for row, value in zip(rows.tolist(), values, strict=True)]
+        return Coded.same(None, len(rows))
+    coded = Coded.of(values)
+    return Coded([*coded.values, None], np.where(rows, coded.code, len(coded.values)))
 
 
 def _setback(
     leased: Leased, outcomes: Outcomes, row: int, idempotent: bool, settings: Settings
-) -> tuple[str, int, int, bool]:
+) -> tuple[int, int, int, bool]:
     """Next state, counted, due and pinned after an outcome that is no acceptance."""
     outcome, at_us = Outcome(outcomes.outcome[row]), int(outcomes.at_us[row])
     retries = int(leased.retries[row])
     if outcome in UNCOUNTED:
-        return "waiting", 0, at_us + span_us(_snooze_s(leased, outcomes, row, settings)), False
+        return _WAITING, 0, at_us + span_us(_snooze_s(leased, outcomes, row, settings)), False
     if outcome is Outcome.OPTED_OUT:
-        return "stopped", 0, at_us, False
+        return _STOPPED, 0, at_us, False
     if outcome is Outcome.REJECTED:
-        return "failed", 0, at_us, False
+        return _FAILED, 0, at_us, False
     if outcome is Outcome.IN_DOUBT:
         if not idempotent or retries >= settings.resend_limit:
-            return "in_doubt", 1, at_us, True
+            return _IN_DOUBT, 1, at_us, True
         last_us = int(leased.slot_us[row]) + span_us(settings.deadline_s + settings.skew_s)
-        return "waiting", 1, max(at_us, last_us), True
+        return _WAITING, 1, max(at_us, last_us), True
     if retries >= settings.retry_limit:
-        return "failed", 1, at_us, False
-    return "waiting", 1, at_us + span_us(_backoff_s(leased, row, retries, settings)), False
+        return _FAILED, 1, at_us, False
+    return _WAITING, 1, at_us + span_us(_backoff_s(leased, row, retries, settings)), False
 
 
 def _snooze_s(leased: Leased, outcomes: Outcomes, row: int, settings: Settings) -> float:

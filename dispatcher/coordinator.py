@@ -130,18 +130,17 @@ class Coordinator:
     # Dispatch ------------------------------------------------------------------------------------------------
 
     async def _dispatch(self, now_us: int, horizon_us: int) -> tuple[int, tuple[int, ...]]:
-        asked = (self._next_due <= now_us) & (self._next_free < now_us + horizon_us)
-        shards = np.unique(self._fleet.shard[asked]).tolist()
+        asked = (self._fleet.shard >= 0) & (self._next_due <= now_us) & (self._next_free < now_us + horizon_us)
+        shards = np.flatnonzero(np.bincount(self._fleet.shard[asked])).tolist()
         answers = await asyncio.gather(
             *(
                 self._dispatch_shard(shard, np.flatnonzero(asked & (self._fleet.shard == shard)), now_us, horizon_us)
                 for shard in shards
-                if shard >= 0
             ),
             return_exceptions=True,
         )
         claimed, silent = 0, []
-        for shard, answer in zip([shard for shard in shards if shard >= 0], answers, strict=True):
+        for shard, answer in zip(shards, answers, strict=True):
             if isinstance(answer, ShardUnavailableError):
                 _log.warning("shard %d is left out of this pass: %s", shard, answer)
                 silent.append(shard)

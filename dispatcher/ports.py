@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 from uuid import UUID
@@ -264,8 +264,8 @@ class ShardStore(Protocol):
     async def last_look(
         self,
         leased: Leased,
-        texts: list[str | None],
-        media_urls: list[str | None],
+        texts: Sequence[str | None],
+        media_urls: Sequence[str | None],
         now_us: int,
         key_known_us: int,
     ) -> dict[int, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,18 @@ import numpy as np
 from dispatcher.clock import liveness_s
 from dispatcher.completer import Completer, ends_of, persistently
 from dispatcher.config import Settings
-from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.batches import (
+    Coded,
+    DueSoon,
+    Indices,
+    Int8s,
+    Int32s,
+    Int64s,
+    Leased,
+    Outcomes,
+    Outgoing,
+    SlotOffer,
+)
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
@@ -49,8 +60,8 @@ class HandOver:
 class _Said:
     """What the rows of a batch say; None where nothing leaves, with the reason where it cannot be said."""
 
-    texts: list[str | None]
-    media_urls: list[str | None]
+    texts: Coded[str | None]
+    media_urls: Coded[str | None]
     errors: dict[int, str]
 
 
@@ -233,15 +244,16 @@ class Shard:
             back = dict.fromkeys(range(len(leased)), "epoch not renewed") | back
         if back:
             await self._give_back(leased, back, now_us)
-        keys = idempotency_keys(leased.enrolment, leased.visit, leased.generation)
-        stays = [row for row in range(len(leased)) if row not in back]
-        unsayable = np.array([row for row in stays if row in said.errors], np.intp)
-        rows = np.array([row for row in stays if row not in said.errors], np.intp)
+        leaves, sayable = np.ones((2, len(leased)), np.bool_)
+        leaves[list(back)] = False
+        sayable[list(said.errors)] = False
+        rows, unsayable = np.flatnonzero(leaves & sayable), np.flatnonzero(leaves & ~sayable)
         leaving = leased.take(rows)
         self._out[number] = leaving
         if len(unsayable):
-            errors: list[str | None] = [f"content: {said.errors[row]}" for row in unsayable.tolist()]
-            self._reject(leased.take(unsayable), [keys[row] for row in unsayable.tolist()], errors, catalogue, now_us)
+            errors = [f"content: {said.errors[row]}" for row in unsayable.tolist()]
+            self._reject(leased.take(unsayable), errors, catalogue, now_us)
+        step = catalogue.indices(leaving.step)
         outgoing = Outgoing(
             device=leaving.device,
             slot_us=leaving.slot_us,
@@ -249,11 +261,11 @@ class Shard:
             visit=leaving.visit,
             attempt=leaving.attempt,
             to=leaving.phone,
-            text=[said.texts[row] or "" for row in rows.tolist()],
-            media_url=[said.media_urls[row] for row in rows.tolist()],
-            key=[keys[row] for row in rows.tolist()],
-            sequence=[catalogue.sequence_of[trigger].name for trigger in leaving.step],
-            step=leaving.step,
+            text=said.texts.take(rows).map(lambda text: text or ""),
+            media_url=said.media_urls.take(rows),
+            key=idempotency_keys(leaving.enrolment, leaving.visit, leaving.generation),
+            sequence=Coded([catalogue.sequence_of[trigger].name for trigger in catalogue.triggers], step),
+            step=Coded(catalogue.triggers, step),
         )
         counts = await self._send(leaving, outgoing, catalogue) if len(leaving) else {}
         del self._out[number]
@@ -266,9 +278,8 @@ class Shard:
 
         def book(outcomes: Outcomes) -> None:
             untold[outcomes.row] = False
-            rows = outcomes.row.tolist()
-            said = [outgoing.text[row] for row in rows], [outgoing.media_url[row] for row in rows]
-            self._end(leased.take(outcomes.row), [outgoing.key[row] for row in rows], outcomes, said, catalogue)
+            sent = outgoing.take(outcomes.row)
+            self._end(leased.take(outcomes.row), sent.key, outcomes, (sent.text, sent.media_url), catalogue)
             for value, count in zip(*np.unique(outcomes.outcome, return_counts=True), strict=True):
                 counts[Outcome(value).label] = counts.get(Outcome(value).label, 0) + int(count)
 
@@ -284,8 +295,8 @@ class Shard:
                     row=rows,
                     outcome=np.full(len(rows), int(Outcome.IN_DOUBT), np.int8),
                     at_us=outgoing.deadline_us[rows],
-                    message_id=[None] * len(rows),
-                    error=["the sender said nothing"] * len(rows),
+                    message_id=Coded.same(None, len(rows)),
+                    error=Coded.same("the sender said nothing", len(rows)),
                     retry_after_s=np.full(len(rows), np.nan),
                 )
             )
@@ -293,9 +304,13 @@ class Shard:
 
     async def _unknown_steps(self, leased: Leased) -> list[int]:
         """Rows at steps that nobody knows or that are broken, also after another look."""
-        if not self._templates.keys() >= set(leased.step):
+        step = Coded.of(leased.step)
+        if not step.where(self._renders).all():
             await persistently(self.refresh)
-        return [row for row, trigger in enumerate(leased.step) if trigger not in self._templates]
+        return np.flatnonzero(~step.where(self._renders)).tolist()
+
+    def _renders(self, trigger: str) -> bool:
+        return trigger in self._templates
 
     async def _give_back(self, leased: Leased, back: dict[int, str], now_us: int) -> None:
         rows = np.array(list(back), np.intp)
@@ -314,38 +329,50 @@ class Shard:
 
     def _render(self, leased: Leased, back: Mapping[int, str]) -> _Said:
         """What each row says, a batch a step: a resend what it said before, one that does not leave nothing."""
-        said = _Said(list(leased.resend_text), list(leased.resend_media_url), {})
-        step = self._catalogue.indices(leased.step)
-        open_ = [row for row in range(len(leased)) if said.texts[row] is None and row not in back]
-        for index in np.unique(step[open_]).tolist():
-            picked = [row for row in open_ if step[row] == index]
-            trigger = leased.step[picked[0]]
-            rendered, failed = self._templates[trigger].render_batch(
-                [leased.phone[row] for row in picked],
-                [leased.name[row] for row in picked],
-                [leased.attributes[row] for row in picked],
-            )
-            for place, row in enumerate(picked):
-                said.texts[row] = None if place in failed else rendered[place]
-                said.media_urls[row] = self._catalogue.step[trigger].media_url
-            said.errors.update({picked[place]: problem for place, problem in failed.items()})
-        for row in back:
-            said.texts[row] = None
-        return said
+        texts: list[str | None] = [None]
+        media_urls: list[str | None] = [None]
+        text, media_url = np.zeros((2, len(leased)), np.intp)
+        errors: dict[int, str] = {}
 
-    def _reject(
-        self, part: Leased, keys: list[bytes], errors: list[str | None], catalogue: Catalogue, now_us: int
-    ) -> None:
+        def say(rows: Indices, said: Sequence[str | None], media: Sequence[str | None]) -> None:
+            text[rows] = len(texts) + np.arange(len(said))
+            media_url[rows] = len(media_urls) + np.arange(len(media))
+            texts.extend(said)
+            media_urls.extend(media)
+
+        leaves = np.ones(len(leased), np.bool_)
+        leaves[list(back)] = False
+        again = Coded.of(leased.resend_text).where(lambda before: before is not None)
+        repeated = leased.take(rows := np.flatnonzero(leaves & again))
+        say(rows, repeated.resend_text, repeated.resend_media_url)
+        step = np.where(leaves & ~again, self._catalogue.indices(leased.step), -1)
+        for index in np.flatnonzero(np.bincount(step + 1)[1:]).tolist():
+            rows = np.flatnonzero(step == index)
+            trigger = self._catalogue.triggers[index]
+            template = self._templates[trigger]
+            media = [self._catalogue.step[trigger].media_url]
+            if template.constant is not None:
+                say(rows, [template.constant], media)
+                continue
+            part = leased.take(rows)
+            rendered, failed = template.render_batch(part.phone, part.name, part.attributes)
+            say(rows, rendered, media)
+            for place, problem in failed.items():
+                errors[int(rows[place])], text[rows[place]] = problem, 0
+        return _Said(Coded(texts, text), Coded(media_urls, media_url), errors)
+
+    def _reject(self, part: Leased, errors: list[str], catalogue: Catalogue, now_us: int) -> None:
         """End rows whose message cannot be rendered: they never left."""
         outcomes = Outcomes(
             row=np.arange(len(part)),
             outcome=np.full(len(part), int(Outcome.REJECTED), np.int8),
             at_us=np.maximum(part.slot_us, now_us),
-            message_id=[None] * len(part),
+            message_id=Coded.same(None, len(part)),
             error=errors,
             retry_after_s=np.full(len(part), np.nan),
         )
         self._slots.release(part.device, part.slot_us)
+        keys = idempotency_keys(part.enrolment, part.visit, part.generation)
         self._end(part, keys, outcomes, None, catalogue)
 
     def _end(
@@ -353,7 +380,7 @@ class Shard:
         leased: Leased,
         keys: list[bytes],
         outcomes: Outcomes,
-        said: tuple[list[str], list[str | None]] | None,
+        said: tuple[Sequence[str], Sequence[str | None]] | None,
         catalogue: Catalogue,
     ) -> None:
         """Book outcomes (of ``leased``, row by row) against quotas and pass them on to the completer.
@@ -384,13 +411,9 @@ class Shard:
         return await self._completer.flush(now_us, self.epoch)
 
     def _written(self, ends: Ends) -> None:
-        waits = np.array(
-            [
-                trigger is not None if outcome in ("accepted", "repeat") else state == "waiting"
-                for trigger, outcome, state in zip(ends.next_trigger, ends.outcome, ends.next, strict=True)
-            ],
-            np.bool_,
-        )
+        accepted = Coded.of(ends.outcome).where(lambda outcome: outcome in ("accepted", "repeat"))
+        follows = Coded.of(ends.next_trigger).where(lambda trigger: trigger is not None)
+        waits = np.where(accepted, follows, Coded.of(ends.next).where(lambda state: state == "waiting"))
         self._due.append((ends.device, np.where(waits, ends.next_due_us, NEVER_US)))
 
     # Leases --------------------------------------------------------------------------------------------------

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
-from dispatcher.core.batches import Outcomes, Outgoing
+from dispatcher.core.batches import Coded, Outcomes, Outgoing
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.outcomes import Outcome
 from dispatcher.ports import Sender
 from simulate.receipts import body_sum
 from simulate.referee import Answers, Requests
+
+_TOLD: Final = [None if outcome <= Outcome.REPEAT else f"mock: {outcome.label}" for outcome in sorted(Outcome)]
+"""The error of each outcome."""
 
 
 class RefereeSender:
@@ -28,8 +32,8 @@ class RefereeSender:
 
     async def send(self, batch: Outgoing) -> AsyncIterator[Outcomes]:
         """Submit a batch; a referee that does not answer leaves all of it in doubt."""
-        steps = list(dict.fromkeys(zip(batch.sequence, batch.step, strict=True)))
-        code = {trigger: index for index, (_, trigger) in enumerate(steps)}
+        step = Coded.of(batch.step)
+        _, first, code = np.unique(step.code, return_index=True, return_inverse=True)
         requests = Requests(
             slot_us=batch.slot_us,
             device=batch.device,
@@ -37,30 +41,20 @@ class RefereeSender:
             attempt=batch.attempt,
             phone=np.array(batch.to, "S16"),
             key=b"".join(batch.key),
-            body=np.fromiter(map(body_sum, batch.text, batch.media_url), np.uint32, len(batch)),
-            step=np.fromiter((code[trigger] for trigger in batch.step), np.int32, len(batch)),
-            steps=steps,
+            body=_body_sums(batch.text, batch.media_url),
+            step=code.astype(np.int32),
+            steps=[(batch.sequence[row], step[row]) for row in first.tolist()],
         )
-        rows = np.arange(len(batch))
-        nothing: list[str | None] = [None] * len(batch)
-        unknown = np.full(len(batch), int(Outcome.IN_DOUBT), np.int8)
+        rows, nothing = np.arange(len(batch)), np.full(len(batch), np.nan)
         try:
             answers = await self._submit(requests)
         except ray.exceptions.RayError as error:
-            why: list[str | None] = [f"referee: {type(error).__name__}"] * len(batch)
-            yield Outcomes(rows, unknown, batch.slot_us, nothing, why, np.full(len(batch), np.nan))
+            unknown = np.full(len(batch), int(Outcome.IN_DOUBT), np.int8)
+            why = Coded.same(f"referee: {type(error).__name__}", len(batch))
+            yield Outcomes(rows, unknown, batch.slot_us, Coded.same(None, len(batch)), why, nothing)
             return
-        ids: list[str | None] = [f"m{number}" for number in range(answers.first_id, answers.first_id + len(batch))]
-        plain = bool((answers.outcome == Outcome.ACCEPTED).all())
-        told = (
-            nothing
-            if plain
-            else [
-                None if outcome <= Outcome.REPEAT else f"mock: {Outcome(outcome).label}"
-                for outcome in answers.outcome.tolist()
-            ]
-        )
-        yield Outcomes(rows, answers.outcome, answers.at_us, ids, told, np.full(len(batch), np.nan))
+        ids = [f"m{number}" for number in range(answers.first_id, answers.first_id + len(batch))]
+        yield Outcomes(rows, answers.outcome, answers.at_us, ids, Coded(_TOLD, answers.outcome), nothing)
 
     async def _submit(self, requests: Requests) -> Answers:
         answers: Answers = await self._referee.submit.remote(requests)
@@ -71,6 +65,15 @@ class RefereeSender:
 
     async def close(self) -> None:
         """Nothing is kept open."""
+
+
+def _body_sums(texts: Sequence[str], media_urls: Sequence[str | None]) -> NDArray[np.uint32]:
+    """``body_sum`` of each message, reckoned once for all that say the same."""
+    text, media_url = Coded.of(texts), Coded.of(media_urls)
+    code = text.code.astype(np.int64) * len(media_url.values) + media_url.code
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    sums = [body_sum(text[row], media_url[row]) for row in first.tolist()]
+    return np.array(sums, np.uint32)[which]
 
 
 def referee_sender(name: str, namespace: str, _fleet: Fleet, _now_us: Callable[[], int]) -> Sender:

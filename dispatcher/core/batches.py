@@ -1,15 +1,15 @@
 """Columnar batches between coordinator, shard, sender and completer: one entry a contact in every column.
 
-numpy columns that arrive through Ray are read-only views; nobody writes into a batch. Text columns are lists, because
-they end in templates and statements anyway.
+numpy columns that arrive through Ray are read-only views; nobody writes into a batch. Text columns are lists, or, where
+a batch holds few different texts, ``Coded``: those go from process to process and into statements as small integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,84 @@ Int8s = NDArray[np.int8]
 Indices = NDArray[np.intp]
 
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coded(Sequence[T_co]):
+    """A column of few different values: row ``i`` holds ``values[code[i]]``. Reads like a list of its rows."""
+
+    values: Sequence[T_co]
+    code: NDArray[np.integer]
+
+    @classmethod
+    def of(cls, rows: Iterable[T]) -> Coded[T]:
+        """The column with these rows; one that is coded already as it is."""
+        if isinstance(rows, Coded):
+            return rows
+        known: dict[T, int] = {}
+        code = [known.setdefault(value, len(known)) for value in rows]
+        return Coded(list(known), np.array(code, np.int32))
+
+    @classmethod
+    def same(cls, value: T, rows: int) -> Coded[T]:
+        """``value`` in each of ``rows`` rows."""
+        return Coded((value,), np.zeros(rows, np.int8))
+
+    @classmethod
+    def join(cls, parts: Sequence[Coded[T]]) -> Coded[T]:
+        """All rows of ``parts``, one after the other."""
+        values = parts[0].values
+        if all(part.values == values for part in parts):
+            return Coded(values, np.concatenate([part.code for part in parts]))
+        before = np.cumsum([0, *(len(part.values) for part in parts)])
+        code = [part.code.astype(np.int32) + first for part, first in zip(parts, before.tolist(), strict=False)]
+        return Coded(list(chain.from_iterable(part.values for part in parts)), np.concatenate(code))
+
+    def take(self, rows: Indices) -> Coded[T_co]:
+        """The column reduced to ``rows``."""
+        return Coded(self.values, self.code[rows])
+
+    def map(self, change: Callable[[T_co], T]) -> Coded[T]:
+        """The column with every value changed."""
+        return Coded([change(value) for value in self.values], self.code)
+
+    def where(self, holds: Callable[[T_co], bool]) -> NDArray[np.bool_]:
+        """In which rows ``holds``; asked once a value, not once a row."""
+        held: NDArray[np.bool_] = np.array([holds(value) for value in self.values], np.bool_)[self.code]
+        return held
+
+    def tolist(self) -> list[T_co]:
+        """The rows."""
+        return list(map(self.values.__getitem__, self.code.tolist()))
+
+    def __len__(self) -> int:
+        return len(self.code)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list | Coded) and self.tolist() == list(other)
+
+    def __iter__(self) -> Iterator[T_co]:
+        return iter(self.tolist())
+
+    @overload
+    def __getitem__(self, row: int) -> T_co: ...
+    @overload
+    def __getitem__(self, row: slice) -> Coded[T_co]: ...
+    def __getitem__(self, row: int | slice) -> T_co | Coded[T_co]:
+        if isinstance(row, slice):
+            return Coded(self.values, self.code[row])
+        return self.values[int(self.code[row])]
+
+
 class Columns:
     """What all batches share: a length and picking rows."""
 
     def __len__(self) -> int:
         for field in fields(self):  # type: ignore[arg-type]
             column = getattr(self, field.name)
-            if isinstance(column, list | np.ndarray):
+            if isinstance(column, list | np.ndarray | Coded):
                 return len(column)
         raise TypeError("a batch needs at least one column")
 
@@ -40,7 +111,9 @@ class Columns:
             if isinstance(column, np.ndarray):
                 column = column[rows]
             elif isinstance(column, list):
-                column = [column[row] for row in rows]
+                column = [column[row] for row in rows.tolist()]
+            elif isinstance(column, Coded):
+                column = column.take(rows)
             picked[field.name] = column
         return type(self)(**picked)
 
@@ -54,7 +127,9 @@ class Columns:
             columns = [getattr(part, field.name) for part in parts]
             if isinstance(columns[0], np.ndarray):
                 joined[field.name] = np.concatenate(columns)
-            elif isinstance(columns[0], list):
+            elif all(isinstance(column, Coded) for column in columns):
+                joined[field.name] = Coded.join(columns)
+            elif isinstance(columns[0], list | Coded):
                 joined[field.name] = list(chain.from_iterable(columns))
             else:
                 joined[field.name] = columns[0]
@@ -85,14 +160,14 @@ class Leased(Columns):
     """The moment each may leave; not before."""
     due_us: Int64s
     phone: list[str]
-    name: list[str | None]
-    attributes: list[str | None]
+    name: Sequence[str | None]
+    attributes: Sequence[str | None]
     """Lead attributes as JSON text; None when no active step's template reads them."""
-    step: list[str]
+    step: Sequence[str]
     """The step's trigger."""
-    resend_text: list[str | None]
+    resend_text: Sequence[str | None]
     """Of a resend in doubt: what was said the first time. None: to be rendered."""
-    resend_media_url: list[str | None]
+    resend_media_url: Sequence[str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +180,12 @@ class Outgoing(Columns):
     visit: Int32s
     attempt: Int32s
     to: list[str]
-    text: list[str]
-    media_url: list[str | None]
+    text: Sequence[str]
+    media_url: Sequence[str | None]
     key: list[bytes]
     """Idempotency keys, 16 bytes each."""
-    sequence: list[str]
-    step: list[str]
+    sequence: Sequence[str]
+    step: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +197,8 @@ class Outcomes(Columns):
     """``core.outcomes.Outcome`` values."""
     at_us: Int64s
     """When the outcome was known."""
-    message_id: list[str | None]
-    error: list[str | None]
+    message_id: Sequence[str | None]
+    error: Sequence[str | None]
     retry_after_s: NDArray[np.float64]
     """What the gateway asked for; NaN when it asked for nothing."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.batches import Indices
+from dispatcher.core.batches import Coded, Indices
 from dispatcher.core.messages import TemplateError, compiled
 from dispatcher.core.triggers import BLANKS
 from dispatcher.errors import GraphError
@@ -179,7 +180,7 @@ class Catalogue:
     sequence_of: dict[str, Sequence]
     triggers: list[str]
     index: dict[str, int]
-    next_trigger: NDArray[np.object_] = field(compare=False)
+    next_trigger: list[str | None] = field(compare=False)
     """The next trigger as it was written, also one that no step has; None where the sequence ends."""
     next_index: Indices = field(compare=False)
     """Index of the next step; -1 where the sequence ends or the next trigger is unknown."""
@@ -221,17 +222,18 @@ class Catalogue:
             sequence_of=sequence_of,
             triggers=triggers,
             index=index,
-            next_trigger=np.array(following, dtype=object),
+            next_trigger=following,
             next_index=np.array([-1 if to is None else index.get(to, -1) for to in following], dtype=np.intp),
             delay_h=np.array([float(each.delay_h) for each in step.values()]),
         )
 
-    def indices(self, triggers: list[str]) -> Indices:
+    def indices(self, triggers: Rows[str]) -> Indices:
         """The index of each trigger; -1 for those that no step has."""
-        known = self.index
-        return np.fromiter((known.get(trigger, -1) for trigger in triggers), np.intp, len(triggers))
+        coded = Coded.of(triggers)
+        index: Indices = np.array([self.index.get(trigger, -1) for trigger in coded.values], np.intp)[coded.code]
+        return index
 
-    def advance(self, step_index: Indices) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    def advance(self, step_index: Indices) -> tuple[Coded[str | None], NDArray[np.float64]]:
         """Where a contact goes once its step is accepted: next trigger (None at the end), delay in hours.
 
         Raises:
@@ -239,4 +241,4 @@ class Catalogue:
         """
         if (step_index < 0).any():
             raise ValueError("a step that does not exist leads nowhere")
-        return self.next_trigger[step_index], self.delay_h[step_index]
+        return Coded(self.next_trigger, step_index), self.delay_h[step_index]

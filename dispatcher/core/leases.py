@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
@@ -67,17 +68,17 @@ class Ends(Columns):
     slot_us: Int64s
     due_us: Int64s
     at_us: Int64s
-    step: list[str]
+    step: Sequence[str]
     key: list[bytes]
     """Idempotency keys, 16 bytes each."""
-    outcome: list[str]
-    message_id: list[str | None]
-    error: list[str | None]
-    next_trigger: list[str | None]
+    outcome: Sequence[str]
+    message_id: Sequence[str | None]
+    error: Sequence[str | None]
+    next_trigger: Sequence[str | None]
     """Accepted: the step that follows, None after the last one."""
     next_due_us: Int64s
     """Accepted: when that step is due. Otherwise: when the enrolment is due again."""
-    next: list[str]
+    next: Sequence[str]
     """Otherwise: waiting, failed, stopped or in_doubt."""
     counted: Int32s
     """Otherwise: 1 where the failure counts."""
@@ -85,9 +86,9 @@ class Ends(Columns):
     """Otherwise: waiting for a resend from the same device."""
     handed: NDArray[np.bool_]
     """Whether it was handed over. One that was not leaves no trace once its lease has gone to somebody else."""
-    text: list[str | None]
+    text: Sequence[str | None]
     """In doubt: what was handed over, for a resend byte for byte. Otherwise None."""
-    media_url: list[str | None]
+    media_url: Sequence[str | None]
 
 
 class Usage(NamedTuple):

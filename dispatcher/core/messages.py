@@ -8,7 +8,7 @@ the sandbox keeps templates away from Python, but does not keep them from fillin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
@@ -139,7 +139,7 @@ class Template:
         return self._render(self._rows([phone], [name], [attributes]))[0]
 
     def render_batch(
-        self, phones: list[str], names: list[str | None], attributes_json: list[str | None]
+        self, phones: Sequence[str], names: Sequence[str | None], attributes_json: Sequence[str | None]
     ) -> tuple[list[str], dict[int, str]]:
         """The texts for many leads, and by row what kept some from having one; those texts are empty.
 
@@ -163,7 +163,7 @@ class Template:
         return texts, errors
 
     def _rows(
-        self, phones: list[str], names: list[str | None], attributes: list[Mapping[str, Any]]
+        self, phones: Sequence[str], names: Sequence[str | None], attributes: list[Mapping[str, Any]]
     ) -> list[tuple[Any, ...]]:
         columns: list[list[Any]] = []
         for field, undefined in zip(self._columns, self._undefined, strict=True):

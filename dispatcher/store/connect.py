@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypedDict
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
 from dispatcher.errors import InputError, StoreError
+from dispatcher.store import arrays
 
 MINIMUM_MAJOR: Final = 15
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -80,7 +82,7 @@ async def open_pool(
 
     Raises:
         InputError: ``url`` is not a PostgreSQL URL.
-        StoreError: the server cannot be reached, refuses, or is older than PostgreSQL 15.
+        StoreError: the server cannot be reached, refuses, is older than PostgreSQL 15, or the database is not migrated.
     """
     settings = _common(application_name) | {
         "lock_timeout": _milliseconds(LOCK_TIMEOUT_S),
@@ -91,16 +93,14 @@ async def open_pool(
     if planner_hints:
         settings |= dict.fromkeys(_UNWANTED_PLANS, "off")
     with _dialling(url):
-        pool = await asyncpg.create_pool(
-            **_arguments(url, settings), min_size=size, max_size=size, max_inactive_connection_lifetime=0
+        return await asyncpg.create_pool(
+            **_arguments(url, settings),
+            min_size=size,
+            max_size=size,
+            max_inactive_connection_lifetime=0,
+            init=partial(_prepare, url),
+            reset=_keep,
         )
-        try:
-            async with pool.acquire() as connection:
-                _require_version(connection, url)
-        except StoreError:
-            await pool.close()
-            raise
-        return pool
 
 
 @contextmanager
@@ -177,6 +177,22 @@ def _arguments(url: str, settings: dict[str, str]) -> _Arguments:
 
 def _common(application_name: str) -> dict[str, str]:
     return {"application_name": application_name, "timezone": "UTC", "search_path": "public", "jit": "off"}
+
+
+async def _prepare(url: str, connection: Any) -> None:
+    """What the engine needs of a new connection of its pool."""
+    _require_version(connection, url)
+    try:
+        await arrays.announce(connection)
+    except ValueError as error:
+        raise StoreError(f"{place(url)}: {error} - run: dripline db migrate") from None
+
+
+async def _keep(_connection: Any) -> None:
+    """Nothing to undo when a connection is released: what the engine sets ends with its transaction.
+
+    asyncpg's own reset is a round trip after every statement.
+    """
 
 
 def _require_version(connection: Any, url: str) -> None:

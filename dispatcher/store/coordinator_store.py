@@ -7,13 +7,14 @@ from uuid import UUID
 import asyncpg
 import numpy as np
 
-from dispatcher.core.batches import Int32s, Int64s, Leased
+from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import EndedLeases, Want
 from dispatcher.core.moments import NEVER_US
 from dispatcher.errors import FencedError
 from dispatcher.ports import Enrolled, Search, Versions
+from dispatcher.store import arrays
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.columns import int32s, int64s, moments
 from dispatcher.store.registry import read_catalogue, read_fleet, read_versions
@@ -136,10 +137,10 @@ class PostgresCoordinatorStore:
         token = int(await self._session.value("next_token"))
         row = await self._session.row(
             "claim_due",
-            want.device_id,
-            want.slots.tolist(),
-            first.tolist(),
-            want.slot_us.tolist(),
+            arrays.uuids(b"".join(device.bytes for device in want.device_id)),
+            arrays.int4s(want.slots),
+            arrays.int4s(first),
+            arrays.int8s(want.slot_us),
             now_us,
             deadline_us,
             epoch,
@@ -152,7 +153,7 @@ class PostgresCoordinatorStore:
             return None
         enrolment = int64s(row["enrolment"])
         device = int32s(row["ord"]) - 1
-        nothing: list[str | None] = [None] * len(enrolment)
+        nothing = Coded.same(None, len(enrolment))
         return Leased(
             token=token,
             epoch=want.epoch,
@@ -168,7 +169,7 @@ class PostgresCoordinatorStore:
             phone=row["phone"],
             name=row["name"] or nothing,
             attributes=row["attributes"] or nothing,
-            step=row["step"],
+            step=Coded.of(row["step"]),
             resend_text=row["resend_text"] or nothing,
             resend_media_url=row["resend_media_url"] or nothing,
         )

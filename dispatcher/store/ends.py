@@ -7,8 +7,11 @@ from typing import Final
 
 import numpy as np
 from asyncpg.pgproto.pgproto import UUID
+from numpy.typing import NDArray
 
+from dispatcher.core.batches import Coded
 from dispatcher.core.leases import Ends
+from dispatcher.store import arrays
 from dispatcher.store.session import Connection
 from dispatcher.store.statements import statements
 
@@ -20,6 +23,7 @@ async def write_ends(connection: Connection, ends: Ends, now_us: int, *, epoch: 
     """Write ``ends`` inside the connection's transaction; what is there already changes nothing.
 
     Args:
+        connection: one that ``arrays.announce`` has seen, as those of the engine's pools.
         epoch: the writer's, for attempts whose lease is gone.
         deadline_us: how long after its slot a message may leave.
     """
@@ -34,7 +38,7 @@ class _Ending:
     deadline_us: int
 
     async def write(self, ends: Ends) -> None:
-        accepted = np.array([outcome in ("accepted", "repeat") for outcome in ends.outcome], np.bool_)
+        accepted = _is(ends, "accepted", "repeat")
         ended = 0
         if not accepted.all():
             others = np.flatnonzero(~accepted)
@@ -44,7 +48,7 @@ class _Ending:
                 # Whoever else writes ends of these visits comes before or after, not between the look and the release.
                 await self.connection.execute(statements("complete")["lock_enrolments"], late.enrolment.tolist())
                 await self._release(await self._record_late(late))
-            refused = ends.device[[outcome == "credentials" for outcome in ends.outcome]]
+            refused = ends.device[_is(ends, "credentials")]
             if len(refused):
                 await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist())
         good = ends if accepted.all() else ends.take(np.flatnonzero(accepted))
@@ -57,7 +61,7 @@ class _Ending:
     async def _accept(self, good: Ends) -> int:
         """Advance and complete; returns how many leases ended."""
         good = await self._settle_doubt(good)
-        last = np.array([trigger is None for trigger in good.next_trigger], np.bool_)
+        last = Coded.of(good.next_trigger).where(lambda trigger: trigger is None)
         moved = await self._advance(good.take(np.flatnonzero(~last))) if not last.all() else 0
         if last.any():
             moved += await self._finish(good.take(np.flatnonzero(last)))
@@ -70,7 +74,7 @@ class _Ending:
 
     async def _settle_doubt(self, good: Ends) -> Ends:
         """Attempts before an accepted one that were in doubt become known with it; no other is a repetition."""
-        fresh = np.array([outcome == "accepted" for outcome in good.outcome], np.bool_)
+        fresh = _is(good, "accepted")
         again = np.flatnonzero((good.attempt > 1) | ~fresh)
         if not len(again):
             return good
@@ -80,7 +84,7 @@ class _Ending:
             statements("complete")["credit_doubt"],
             *_visits(repeated),
             repeated.at_us.tolist(),
-            repeated.message_id,
+            list(repeated.message_id),
             repeated.attempt.tolist(),
         )
         await self.connection.execute(statements("complete")["clear_doubt"], *_visits(new), new.attempt.tolist())
@@ -94,22 +98,23 @@ class _Ending:
     def _attempts(self, ends: Ends) -> tuple[object, ...]:
         """What advance, finish and finish_later have in common."""
         return (
-            ends.enrolment.tolist(),
-            ends.token.tolist(),
-            ends.at_us.tolist(),
-            ends.outcome,
-            ends.message_id,
-            _uuids(ends.key),
-            ends.attempt.tolist(),
-            ends.slot_us.tolist(),
-            ends.due_us.tolist(),
-            ends.step,
+            arrays.int8s(ends.enrolment),
+            arrays.int8s(ends.token),
+            arrays.int8s(ends.at_us),
+            arrays.texts(ends.outcome),
+            arrays.texts(ends.message_id),
+            arrays.uuids(b"".join(ends.key)),
+            arrays.int4s(ends.attempt),
+            arrays.int8s(ends.slot_us),
+            arrays.int8s(ends.due_us),
+            arrays.texts(ends.step),
             self.epoch,
             self.deadline_us,
         )
 
     async def _advance(self, ends: Ends) -> int:
-        return await self._value("advance", *self._attempts(ends), ends.next_trigger, ends.next_due_us.tolist())
+        following = arrays.texts(ends.next_trigger), arrays.int8s(ends.next_due_us)
+        return await self._value("advance", *self._attempts(ends), *following)
 
     async def _finish(self, ends: Ends) -> int:
         """Last steps, in lead order, a lead at most once a statement."""
@@ -121,7 +126,7 @@ class _Ending:
             fresh[1:] = ends.lead[order][1:] != ends.lead[order][:-1]
             part = ends.take(order[fresh])
             attempts = self._attempts(part)
-            moved = await self._value("finish", *attempts, part.lead.tolist())
+            moved = await self._value("finish", *attempts, arrays.int8s(part.lead))
             if moved < len(part):
                 moved += await self._value("finish_later", *attempts)
             done += moved
@@ -133,16 +138,16 @@ class _Ending:
             statements("complete")["end_attempts"],
             ends.enrolment.tolist(),
             ends.token.tolist(),
-            ends.outcome,
-            ends.error,
+            list(ends.outcome),
+            list(ends.error),
             _uuids(ends.key),
-            ends.next,
+            list(ends.next),
             ends.counted.tolist(),
             ends.next_due_us.tolist(),
             ends.pinned.tolist(),
             self.now_us,
-            ends.text,
-            ends.media_url,
+            list(ends.text),
+            list(ends.media_url),
         )
         assert done is not None
         if done["opted_out"]:
@@ -171,10 +176,10 @@ class _Ending:
             late.visit.tolist(),
             late.generation.tolist(),
             late.attempt.tolist(),
-            late.outcome,
+            list(late.outcome),
             late.at_us.tolist(),
-            late.message_id,
-            late.error,
+            list(late.message_id),
+            list(late.error),
         )
         await self.connection.execute(statements("complete")["learn"], *facts)
         await self.connection.execute(
@@ -184,7 +189,7 @@ class _Ending:
             late.slot_us.tolist(),
             late.due_us.tolist(),
             _uuids(late.key),
-            late.step,
+            list(late.step),
             self.epoch,
             self.deadline_us,
         )
@@ -192,16 +197,16 @@ class _Ending:
 
     async def _release(self, late: Ends) -> None:
         """What the late end of an attempt that was not accepted means for an enrolment in doubt."""
-        opted_out = np.flatnonzero([outcome == "opted_out" for outcome in late.outcome])
+        opted_out = np.flatnonzero(_is(late, "opted_out"))
         if len(opted_out):
             await self._suppress(late.lead[opted_out].tolist(), late.at_us[opted_out].tolist())
-        proof = late.take(np.flatnonzero([outcome != "in_doubt" for outcome in late.outcome]))
+        proof = late.take(np.flatnonzero(~_is(late, "in_doubt")))
         if len(proof):
             await self.connection.execute(
                 statements("complete")["release_doubt"],
                 *_visits(proof),
                 [_AFTERWARDS.get(outcome, "waiting") for outcome in proof.outcome],
-                proof.error,
+                list(proof.error),
                 proof.at_us.tolist(),
             )
 
@@ -221,12 +226,17 @@ class _Ending:
             late.visit.tolist(),
             late.generation.tolist(),
             late.at_us.tolist(),
-            late.next_trigger,
+            list(late.next_trigger),
             [
                 None if end is None else due
                 for end, due in zip(late.next_trigger, late.next_due_us.tolist(), strict=True)
             ],
         )
+
+
+def _is(ends: Ends, *outcomes: str) -> NDArray[np.bool_]:
+    """Which ends have one of these outcomes."""
+    return Coded.of(ends.outcome).where(lambda outcome: outcome in outcomes)
 
 
 def _uuids(keys: list[bytes]) -> list[UUID]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends
+from dispatcher.store import arrays
 from dispatcher.store.ends import write_ends
 from dispatcher.store.session import Connection
 from dispatcher.store.statements import statements
@@ -107,6 +108,7 @@ async def resolve(
         assert clock is not None
         if attempts:
             ends = _ends(attempts, word, catalogue, clock["now_us"], clock["hour_us"], due_us)
+            await arrays.announce(connection)
             await write_ends(cast(Connection, connection), ends, clock["now_us"], epoch=0, deadline_us=0)
             await _log(connection, attempts, word, actor)
     settled = sorted({row["enrolment"] for row in attempts})
@@ -163,7 +165,7 @@ def _ends(
         outcome=["accepted" if accepted else "not_sent"] * count,
         message_id=nothing,
         error=nothing if accepted else [row["error"] for row in attempts],
-        next_trigger=next_trigger.tolist(),
+        next_trigger=next_trigger,
         next_due_us=next_due_us if due_us is None else np.full(count, due_us, np.int64),
         next=["waiting"] * count,
         counted=np.zeros(count, np.int32),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import asyncpg
 
-from dispatcher.core.batches import Int64s, Leased
+from dispatcher.core.batches import Coded, Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.ports import Versions
+from dispatcher.store import arrays
 from dispatcher.store.bodies import packed
 from dispatcher.store.columns import int32s, int64s, moments
 from dispatcher.store.ends import write_ends
@@ -78,7 +81,7 @@ class PostgresShardStore:
             phone=row["phone"],
             name=row["name"],
             attributes=row["attributes"],
-            step=row["step"],
+            step=Coded.of(row["step"]),
             resend_text=row["resend_text"],
             resend_media_url=row["resend_media_url"],
         )
@@ -86,16 +89,16 @@ class PostgresShardStore:
     async def last_look(
         self,
         leased: Leased,
-        texts: list[str | None],
-        media_urls: list[str | None],
+        texts: Sequence[str | None],
+        media_urls: Sequence[str | None],
         now_us: int,
         key_known_us: int,
     ) -> dict[int, str]:
         """What may not leave after all, reason by row; of the rest it is recorded that, and with what, it leaves."""
         row = await self._session.row(
             "last_look",
-            leased.enrolment.tolist(),
-            [text is not None for text in texts],
+            arrays.int8s(leased.enrolment),
+            arrays.bools(Coded.of(texts).where(lambda text: text is not None)),
             leased.token,
             self.seat.name,
             leased.epoch,

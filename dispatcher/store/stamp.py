@@ -30,7 +30,9 @@ SELECT EXISTS (
       AND c.relname <> 'schema_migrations'
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e'))
 """
-_CREATES: Final = re.compile(r"^CREATE (?:OR REPLACE |UNLOGGED )?(TABLE|VIEW|FUNCTION|SEQUENCE) (\w+)", re.MULTILINE)
+_CREATES: Final = re.compile(
+    r"^CREATE (?:OR REPLACE |UNLOGGED )?(TABLE|VIEW|FUNCTION|SEQUENCE|DOMAIN) (\w+)", re.MULTILINE
+)
 
 
 async def stamp(conn: asyncpg.Connection, kind: Kind, *, hour_s: float = 3600.0, clock_us: int | None = None) -> None:

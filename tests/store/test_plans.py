@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from dispatcher.store import arrays
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.statements import statements
 
@@ -130,7 +131,19 @@ async def claim_arguments(connection, slots: int = 3) -> tuple:
     (devices,) = await columns(connection, "SELECT id FROM devices")
     moments = [NOW_US + n for n in range(slots * DEVICES)]
     first = [slots * n for n in range(DEVICES)]
-    return devices, [slots] * DEVICES, first, moments, NOW_US, 30_000_000, 3, "shard-0", 4, 99, False
+    devices_and_slots = arrays.uuids(b"".join(device.bytes for device in devices)), arrays.int4s([slots] * DEVICES)
+    return (
+        *devices_and_slots,
+        arrays.int4s(first),
+        arrays.int8s(moments),
+        NOW_US,
+        30_000_000,
+        3,
+        "shard-0",
+        4,
+        99,
+        False,
+    )
 
 
 LEASES = (
@@ -143,19 +156,23 @@ async def ended(connection, *more: str) -> list:
     id_, token, slot, lead = await columns(connection, LEASES)
     n = len(id_)
     accepted = [
-        id_,
-        token,
-        slot,
-        ["accepted"] * n,
-        ["m"] * n,
-        [NOBODY] * n,
-        [1] * n,
-        slot,
-        slot,
-        ["fitness_start"] * n,
+        arrays.int8s(id_),
+        arrays.int8s(token),
+        arrays.int8s(slot),
+        arrays.texts(["accepted"] * n),
+        arrays.texts(["m"] * n),
+        arrays.uuids(NOBODY.bytes * n),
+        arrays.int4s([1] * n),
+        arrays.int8s(slot),
+        arrays.int8s(slot),
+        arrays.texts(["fitness_start"] * n),
         5,
     ]
-    extra = {"next": ["fitness_day2"] * n, "due": [NOW_US] * n, "lead": lead}
+    extra = {
+        "next": arrays.texts(["fitness_day2"] * n),
+        "due": arrays.int8s([NOW_US] * n),
+        "lead": arrays.int8s(lead),
+    }
     return [*accepted, 30_000_000, *(extra[name] for name in more)]
 
 
@@ -176,7 +193,7 @@ async def test_the_next_due_moment_reads_one_row_a_device(engine):
 async def test_the_last_look_reads_what_is_about_to_leave(engine):
     await claim_arguments(engine)
     id_, *_ = await columns(engine, LEASES)
-    looked = (id_, [True] * LEASED, 7, "shard-0", 4, NOW_US, b"said", 0)
+    looked = (arrays.int8s(id_), arrays.bools([True] * LEASED), 7, "shard-0", 4, NOW_US, b"said", 0)
     found = await cost(engine, statements("shard")["last_look"], *looked)
     assert (found.scanned, found.rows) == (set(), 2 * LEASED)
     assert await engine.fetchval("SELECT array_length(enrolments, 1) FROM handovers WHERE token = 7") == LEASED

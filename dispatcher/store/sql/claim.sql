@@ -12,7 +12,7 @@ WITH fence AS MATERIALIZED (
 due AS MATERIALIZED (
     SELECT w.n AS ord, row_number() OVER (PARTITION BY w.n ORDER BY c.next_trigger_time, c.id) AS rank,
            w.first, c.tid
-    FROM unnest($1::uuid[], $2::integer[], $3::integer[]) WITH ORDINALITY w(device_id, slots, first, n)
+    FROM unnest($1::dripline_uuids, $2::dripline_int4s, $3::dripline_int4s) WITH ORDINALITY w(device_id, slots, first, n)
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, id, next_trigger_time FROM sequence_contacts
         WHERE home_device_id = w.device_id AND status = 'active' AND NOT held
@@ -27,8 +27,8 @@ due AS MATERIALIZED (
 ),
 leased AS (
     UPDATE sequence_contacts c
-    SET processing_started_at = dripline_at(($4::bigint[])[d.first + d.rank]),
-        lease_deadline_at = dripline_at(($4::bigint[])[d.first + d.rank] + $6::bigint),
+    SET processing_started_at = dripline_at(($4::dripline_int8s)[d.first + d.rank]),
+        lease_deadline_at = dripline_at(($4::dripline_int8s)[d.first + d.rank] + $6::bigint),
         lease_token = $10, lease_epoch = $9, attempt = c.attempt + 1
     FROM due d WHERE c.ctid = d.tid
     RETURNING d.ord, d.rank, c.id, c.lead_id, c.visit, c.generation, c.attempt, c.retry_count, c.next_trigger_time,
@@ -51,8 +51,9 @@ SELECT (SELECT held FROM fence) AS held,
        array_agg(r.current_trigger) AS step,
        CASE WHEN count(r.resend_text) > 0 THEN array_agg(r.resend_text) END AS resend_text,
        CASE WHEN count(r.resend_text) > 0 THEN array_agg(r.resend_media_url) END AS resend_media_url,
-       CASE WHEN $11::boolean THEN array_agg(l.name) END AS name,
-       CASE WHEN $11::boolean THEN array_agg(nullif(l.attributes::text, '{}')) END AS attributes
+       CASE WHEN count(l.name) > 0 THEN array_agg(l.name) END AS name,
+       CASE WHEN count(*) FILTER (WHERE l.attributes <> '{}') > 0
+            THEN array_agg(nullif(l.attributes::text, '{}')) END AS attributes
 FROM leased r LEFT JOIN leads l ON $11::boolean AND l.id = r.lead_id;
 
 -- name: next_token

@@ -12,8 +12,9 @@ WITH moved AS (
         lease_epoch = NULL,
         status = CASE WHEN c.stop_reason IS NULL THEN 'active' ELSE 'stopped' END,
         finished_at = CASE WHEN c.stop_reason IS NOT NULL THEN dripline_at(a.at) END
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
-                $8::bigint[], $9::bigint[], $10::text[], $13::text[], $14::bigint[])
+    FROM unnest($1::dripline_int8s, $2::dripline_int8s, $3::dripline_int8s, $4::dripline_texts, $5::dripline_texts,
+                $6::dripline_uuids, $7::dripline_int4s, $8::dripline_int8s, $9::dripline_int8s, $10::dripline_texts,
+                $13::dripline_texts, $14::dripline_int8s)
          a(id, token, at, outcome, message_id, key, attempt, slot, due, step, next_trigger, next_due)
     WHERE c.id = a.id AND c.lease_token = a.token
     RETURNING c.id, c.sequence_id, c.lead_id, c.home_device_id, c.visit - 1 AS visit, c.generation, a.at, a.outcome,
@@ -34,8 +35,9 @@ SELECT count(*) FROM moved;
 -- version younger than the snapshot finds nothing.
 WITH accepted AS MATERIALIZED (
     SELECT a.*
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
-                $8::bigint[], $9::bigint[], $10::text[], $13::bigint[])
+    FROM unnest($1::dripline_int8s, $2::dripline_int8s, $3::dripline_int8s, $4::dripline_texts, $5::dripline_texts,
+                $6::dripline_uuids, $7::dripline_int4s, $8::dripline_int8s, $9::dripline_int8s, $10::dripline_texts,
+                $13::dripline_int8s)
          a(id, token, at, outcome, message_id, key, attempt, slot, due, step, lead)
     JOIN leads l ON l.id = a.lead
     FOR NO KEY UPDATE OF l SKIP LOCKED
@@ -72,8 +74,8 @@ WITH moved AS (
         resend_text = NULL, resend_media_url = NULL,
         processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
         lease_epoch = NULL, next_trigger_time = NULL
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::uuid[], $7::integer[],
-                $8::bigint[], $9::bigint[], $10::text[])
+    FROM unnest($1::dripline_int8s, $2::dripline_int8s, $3::dripline_int8s, $4::dripline_texts, $5::dripline_texts,
+                $6::dripline_uuids, $7::dripline_int4s, $8::dripline_int8s, $9::dripline_int8s, $10::dripline_texts)
          a(id, token, at, outcome, message_id, key, attempt, slot, due, step)
     WHERE c.id = a.id AND c.lease_token = a.token
     RETURNING c.id, c.sequence_id, c.lead_id, c.home_device_id, c.visit - 1 AS visit, c.generation, a.at, a.outcome,

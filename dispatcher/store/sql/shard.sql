@@ -77,7 +77,7 @@ looked AS MATERIALIZED (
             AND m.generation = c.generation AND m.outcome = 'in_doubt' AND m.reserved_at < dripline_at($8::bigint))
             THEN 'key forgotten'
         END AS reason
-    FROM unnest($1::bigint[], $2::boolean[]) WITH ORDINALITY u(id, leaves, n)
+    FROM unnest($1::dripline_int8s, $2::dripline_bools) WITH ORDINALITY u(id, leaves, n)
     LEFT JOIN sequence_contacts c ON c.id = u.id AND c.lease_token = $3
     LEFT JOIN leads l ON l.id = c.lead_id
 ),

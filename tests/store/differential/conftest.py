@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dispatcher.core.batches import Leased
+from dispatcher.core.batches import Coded, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue, Step
 from dispatcher.core.leases import EndedLeases
@@ -130,7 +130,7 @@ def plain(answer: Any) -> Any:
         return answer.tolist()
     if isinstance(answer, Leased | EndedLeases | Fleet):
         columns = [getattr(answer, field.name) for field in fields(answer)]
-        listed = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns]
+        listed = [column.tolist() if isinstance(column, np.ndarray | Coded) else column for column in columns]
         rows = zip(*(column for column in listed if isinstance(column, list)), strict=True)
         scalars = [column for column in listed if not isinstance(column, list)]
         return scalars, sorted(rows, key=lambda row: row[0]) if not isinstance(answer, Fleet) else list(rows)
