@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import ray
 
 from actors.cluster import Cluster, start
 from dispatcher.config import Settings
+from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Sequence
 from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.core.outcomes import Outcome
@@ -113,9 +114,13 @@ async def rehearse(
         spool = Path(scratch) / "receipts.bin"
         played = await _play(plan, settings, url, spool, reset, phases)
         receipts = read(spool, played.steps)
-        evidence = await _evidence(url, settings)
-        violations = await asyncio.to_thread(check, receipts, evidence)
-        figures = await _figures(url, plan, settings, receipts, evidence)
+        fleet = await _fleet(url)
+        names = dict(zip(fleet.number.tolist(), fleet.name, strict=True))
+        # Side by side: the database gathers what the tables say while the receipts are hashed.
+        evidence, sha256 = await asyncio.gather(_evidence(url, settings), asyncio.to_thread(receipts.sha256, names))
+        violations, figures = await asyncio.gather(
+            asyncio.to_thread(check, receipts, evidence), asyncio.to_thread(_figures, plan, settings, fleet, evidence)
+        )
         phases.begin("done")
     wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
@@ -134,6 +139,7 @@ async def rehearse(
         violations=violations,
         peak_rss_mb=round(memory.peak_mb, 1),
         reruns=played.progress.reruns,
+        receipts_sha256=sha256,
         **figures,
     )
     return Rehearsed(outcome, receipts, evidence)
@@ -173,8 +179,8 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         await apply(connection, plan.sequences)
         gap_s = plan.pacing.gap_s(plan.quota_per_hour, plan.quota_per_day, settings)
         await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day, gap_s)
-        cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, start_us))
-        leads = await _bring_leads(plan, connection, phases.watcher)
+        cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool))
+        leads = await _bring_leads(plan, connection, phases.watcher, _open_entries(cluster, start_us))
         await connection.execute("ANALYZE leads")
         phases.begin("virtual time")
         phases.watcher.expected(await _expected_sends(connection))
@@ -197,28 +203,43 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
 
 
 @asynccontextmanager
-async def _actors(plan: Plan, settings: Settings, spool: Path, start_us: int) -> AsyncIterator[tuple[Cluster, Any]]:
-    """Coordinator, shards and referee on Ray, all ready: entries are open before the first lead comes."""
+async def _actors(plan: Plan, settings: Settings, spool: Path) -> AsyncIterator[tuple[Cluster, Any]]:
+    """Coordinator, shards and referee on Ray, starting."""
     holder = f"rehearsal-{spool.parent.name}"
     referee: Any = RemoteReferee.options(name="referee", namespace=holder).remote(plan.seed, spool, plan.behaviour)
     shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
     sender_of = partial(referee_sender, "referee", holder)
     cluster = start(settings, shards, sender_of, holder=holder, virtual=True, answer_s=_ANSWER_S)
     try:
-        await cluster.wait_ready(start_us)
-        while (await cluster.coordinator.tick.remote(start_us, start_us + 1)).more:
-            pass  # until no entry is searched for any more: the leads to come stand in the queue themselves
         yield cluster, referee
     finally:
         cluster.stop()
         ray.kill(referee)
 
 
-async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watcher) -> int:
-    if plan.bring_leads is not None:
-        return await plan.bring_leads(connection)
-    await create_leads(connection, plan.leads, plan.entries, plan.seed, watcher.leads)
-    return plan.leads
+async def _open_entries(cluster: Cluster, start_us: int) -> None:
+    """Wait until all actors are ready, and no entry is searched for any more: leads to come stand in the queue."""
+    await cluster.wait_ready(start_us)
+    while (await cluster.coordinator.tick.remote(start_us, start_us + 1)).more:
+        pass
+
+
+async def _bring_leads(
+    plan: Plan, connection: asyncpg.Connection, watcher: Watcher, opened: Coroutine[Any, Any, None]
+) -> int:
+    """Bring the leads in while the actors start; nobody sees them before the entries are open."""
+    opening = asyncio.create_task(opened)
+    try:
+        async with connection.transaction():
+            leads = plan.leads
+            if plan.bring_leads is not None:
+                leads = await plan.bring_leads(connection)
+            else:
+                await create_leads(connection, leads, plan.entries, plan.seed, watcher.leads)
+            await opening
+    finally:
+        opening.cancel()
+    return leads
 
 
 async def _expected_sends(connection: asyncpg.Connection) -> int:
@@ -242,9 +263,12 @@ async def _evidence(url: str, settings: Settings) -> Evidence:
         await connection.close()
 
 
-async def _figures(url: str, plan: Plan, settings: Settings, receipts: Receipts, evidence: Evidence) -> dict[str, Any]:
+async def _fleet(url: str) -> Fleet:
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        fleet = await read_fleet(Session(pool, statements("catalogue")))
+        return await read_fleet(Session(pool, statements("catalogue")))
+
+
+def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -> dict[str, Any]:
     status = np.bincount(evidence.enrolments["status"], minlength=len(STATUSES) + 1)
     good = evidence.ledger["outcome"] == _LABELS.index("accepted") + 1
     device = evidence.ledger["device"][good].astype(np.int32)
@@ -257,7 +281,6 @@ async def _figures(url: str, plan: Plan, settings: Settings, receipts: Receipts,
     return {
         "enrolled": len(evidence.enrolments),
         **{name: int(status[index + 1]) for index, name in enumerate(STATUSES)},
-        "receipts_sha256": receipts.sha256({number: name for number, (_, name) in evidence.devices.items()}),
         "lateness_s": dict(zip(("p50", "p95", "p99", "max"), quantiles.round(3).tolist(), strict=True)),
         "optimality_gap_s": {"mean": round(gap.mean_s, 3), "max": round(gap.max_s, 3)},
         "binding_limit": gap.binding_limit,
