@@ -122,6 +122,7 @@ async def test_without_simpy_the_model_stands_alone(bench, monkeypatch):
 # HTTP ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_http_part_has_every_message_accepted_once_by_every_contender(bench, monkeypatch):
     monkeypatch.setattr(http, "CONNECTIONS", 16)
     part = await http.measure(bench)
@@ -141,6 +142,7 @@ async def test_the_http_part_has_every_message_accepted_once_by_every_contender(
     assert len({line["key"] for line in held}) == len(held) == 16
 
 
+@pytest.mark.slow
 async def test_a_gateway_that_refuses_is_no_measurement(bench, monkeypatch):
     process = http.GatewayProcess
     monkeypatch.setattr(http, "CONNECTIONS", 16)

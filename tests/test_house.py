@@ -36,7 +36,7 @@ def texts() -> Iterator[tuple[str, str]]:
     """Every text file a reader of the checkout meets."""
     for folder, below, files in os.walk(ROOT):
         below[:] = [name for name in below if name not in SKIPPED and (not name.startswith(".") or name == ".ci")]
-        for name in files:
+        for name in set(files) - {".git"}:  # a file in a further work tree
             path = Path(folder, name)
             try:
                 yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")

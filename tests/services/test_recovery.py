@@ -244,17 +244,22 @@ async def test_a_recovery_that_has_lost_the_leadership_to_an_engine_ends_and_kee
         await check_lineage(waiting.connection, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("column", "problem"),
-    [
-        ("system_identifier", "it is a copy of the database that 'dripline run' saw last, restored or moved"),
-        ("database_oid", "it is a copy of the database that 'dripline run' saw last, restored or moved"),
-        ("timeline_id", "it was restored or promoted since 'dripline run' saw it last (timeline 7, now 1)"),
-    ],
-)
-async def test_run_refuses_another_database_until_it_was_recovered(waiting, tmp_path, column, problem):
+@pytest.mark.parametrize("column", ["system_identifier", "database_oid"])
+async def test_another_database_is_refused_until_it_was_recovered(waiting, tmp_path, column):
     assert await check_lineage(waiting.connection, tmp_path) is None
     await waiting.execute(f"UPDATE dripline_database SET {column} = 7")
+    with pytest.raises(RefusedError) as refused:
+        await check_lineage(waiting.connection, tmp_path)
+    problem = "it is a copy of the database that 'dripline run' saw last, restored or moved"
+    assert str(refused.value) == f"database: {problem} - {ADVICE}"
+    assert (await recovered(waiting)).held == 3
+    assert await check_lineage(waiting.connection, tmp_path) is None
+
+
+async def test_run_refuses_a_promoted_database_until_the_command_recovered_it(waiting, tmp_path):
+    problem = "it was restored or promoted since 'dripline run' saw it last (timeline 7, now 1)"
+    assert await check_lineage(waiting.connection, tmp_path) is None
+    await waiting.execute("UPDATE dripline_database SET timeline_id = 7")
     refused = dripline(waiting.url, "run", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"error: database: {problem} - {ADVICE}\n"

@@ -74,6 +74,7 @@ def test_throttled_and_refused_messages_are_sent_later(world):
         assert set(row["outcomes"][:-1]) <= {"throttled", "refused"}
 
 
+@pytest.mark.slow
 def test_a_lost_answer_is_asked_for_again_under_the_same_key(world):
     done = rehearse(world, lost=0.1)
     conserve(world, done)

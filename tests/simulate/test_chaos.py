@@ -233,7 +233,12 @@ def test_everything_dies_at_once(fragile, crash, kill):
 
 
 @pytest.mark.parametrize(
-    ("phase", "victim"), [("leased", "coordinator"), ("arrived", "shard-0"), ("arrived", "database")]
+    ("phase", "victim"),
+    [
+        ("arrived", "shard-0"),
+        pytest.param("leased", "coordinator", marks=pytest.mark.slow),
+        pytest.param("arrived", "database", marks=pytest.mark.slow),
+    ],
 )
 def test_a_fault_in_the_last_tick_is_not_overlooked(fragile, crash, kill, phase, victim):
     """Nothing is due after it that would keep virtual time going."""
