@@ -26,6 +26,7 @@ from simulate.circumstances import circumstances
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 PARTS: Final = {
     "lifecycle": "the whole engine, the same without Ray, the raw limit of the database, and other queues",
+    "rehearsal": "dripline simulate from the command line to the verdict, bursting and evenly paced: time and memory",
     "claims": "the claim by table size, behind churn and behind a blocked backlog",
     "enrolment": "from the trigger to the enrolment, and a pass with nothing to do",
     "kernel": "slots of a shard against a heap in plain Python",
@@ -49,7 +50,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="how often everything is measured (5)")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="share of the documented sizes (1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
-    parser.add_argument("--page", action="store_true", help="write the tables into docs/performance.md")
+    parser.add_argument("--page", action="store_true", help="write tables and graphs into docs/")
     return parser
 
 
@@ -69,6 +70,8 @@ def keep(part: Part, name: str, took_s: float, given: argparse.Namespace) -> Non
         known[name] = {"made": made, "repeat": given.repeat, "scale": given.scale, "took_s": took_s, **part.as_json()}
         given.json.write_text(json.dumps(known, indent=1) + "\n")
     if given.page:
+        for file, text in part.files.items():
+            (PAGE.parent / file).write_text(text, encoding="utf-8")
         PAGE.write_text(put(PAGE.name, PAGE.read_text(encoding="utf-8"), name, lines), encoding="utf-8")
 
 

@@ -41,10 +41,14 @@ class Ratio:
     stretch: float | None = None
     below: bool = False
     """The smaller the better."""
+    whole: bool = True
+    """Whether it was measured at the size that was asked for; at another one nothing is reached, and nothing missed."""
 
     @property
     def reached(self) -> str:
-        """In a word: ``stretch``, ``yes`` or ``no``."""
+        """In a word: ``stretch``, ``yes`` or ``no``, or that it cannot be said."""
+        if not self.whole:
+            return "at full size only"
         if self.stretch is not None and self._within(self.stretch):
             return "stretch"
         return "yes" if self._within(self.asked) else "**no**"
@@ -63,14 +67,17 @@ class Part:
     """What could not be measured here, and why."""
     remarks: list[str] = field(default_factory=list)
     """Sentences for the reader of the page."""
+    files: dict[str, str] = field(default_factory=dict)
+    """What lies beside the page, by name."""
 
     def of(self, name: str) -> Measure:
         """The measure of that name."""
         return next(measure for measure in self.measures if measure.name == name)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, medians included."""
+        """Plain data, medians included; no files."""
         found = asdict(self)
+        del found["files"]
         for measure, plain in zip(self.measures, found["measures"], strict=True):
             plain["median"] = measure.median
         return found

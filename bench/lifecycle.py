@@ -39,7 +39,6 @@ DAYS: Final = 4.0
 STATEMENTS: Final = {"claim": "claim", "last_look": "last look", "end": "end of attempts"}
 """The statements of a send, by method of the stores."""
 ENGINE, LOCAL, RAW = "whole engine", "the same services without Ray", "raw loop"
-WALL, PEAK = "rehearsal from start to verdict", "its peak of memory, all processes"
 CPU, WAL = "µs of PostgreSQL's processor time a send", "WAL B a send"
 ASKED: Final = {
     "PgQueuer": ("whole engine ÷ PgQueuer (2 processes, no-op)", 2, 2.5),
@@ -56,9 +55,6 @@ class Rehearsal:
     sending: Figures
     """Between enrolment and the last message."""
     enrolments: int
-    wall_s: float
-    """From the start of the rehearsal to its verdict."""
-    peak_mb: float
 
 
 class Stopwatch(Watcher):
@@ -122,7 +118,7 @@ async def rehearsal(server: EmbeddedServer, leads: int) -> Rehearsal:
         done = await rehearse(plan, load_settings(), server.url(), reset=True, server_pid=server.pid, watcher=watcher)
     if not done.outcome.good:
         raise DriplineError(f"the rehearsal broke its invariants: {done.outcome.violations}")
-    return Rehearsal(watcher.figures(), done.outcome.enrolled, done.outcome.wall_s, done.outcome.peak_rss_mb)
+    return Rehearsal(watcher.figures(), done.outcome.enrolled)
 
 
 async def measure(bench: Bench) -> Part:
@@ -151,11 +147,9 @@ async def measure(bench: Bench) -> Part:
             Measure(name, "jobs/s", tuple(run for run in found[name] if isinstance(run, float)), note="no-op jobs")
             for name in others
         ),
-        Measure(WALL, "s", tuple(run.wall_s for run in runs), note=f"{leads:,} leads"),
-        Measure(PEAK, "MB", tuple(run.peak_mb for run in runs)),
         *_statements(*alone),
     ]
-    part.ratios = _ratios(part, leads)
+    part.ratios = _ratios(part)
     part.remarks = [UNEQUAL] if others else []
     return part
 
@@ -192,9 +186,9 @@ def _statements(figures: Figures, tally: Tally) -> list[Measure]:
     ]
 
 
-def _ratios(part: Part, leads: int) -> list[Ratio]:
+def _ratios(part: Part) -> list[Ratio]:
     engine, local, raw = part.of(ENGINE), part.of(LOCAL), part.of(RAW)
-    found = [
+    return [
         Ratio(
             "whole engine ÷ raw loop with the same writes, table and claim rule", engine.median / raw.median, 0.6, 0.75
         ),
@@ -207,9 +201,3 @@ def _ratios(part: Part, leads: int) -> list[Ratio]:
         Ratio("PostgreSQL CPU a send, µs", engine.counts[CPU], 40, 25, below=True),
         Ratio("WAL bytes a send", engine.counts[WAL], 900, 600, below=True),
     ]
-    if leads == LEADS:
-        found += [
-            Ratio("simulate, 1 M leads × 3 steps, s", part.of(WALL).median, 150, 100, True),
-            Ratio("peak memory of that run, MB", part.of(PEAK).median, 4000, 2500, True),
-        ]
-    return found
