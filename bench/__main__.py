@@ -27,6 +27,7 @@ PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 PARTS: Final = {
     "lifecycle": "the whole engine, the same without Ray, the raw limit of the database, and other queues",
     "rehearsal": "dripline simulate from the command line to the verdict, bursting and evenly paced: time and memory",
+    "profile": "where the time of a send goes: a flame graph of the services, and what PostgreSQL's functions are for",
     "claims": "the claim by table size, behind churn and behind a blocked backlog",
     "enrolment": "from the trigger to the enrolment, and a pass with nothing to do",
     "kernel": "slots of a shard against a heap in plain Python",

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -145,8 +145,15 @@ class LocalShards:
         return self.shards[shard].fate(token, epoch, enrolment)
 
 
-async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool) -> tuple[Figures, Tally]:
-    """Send everything ``leads`` carry, from the first enrolment's due moment to the last completion."""
+async def send_all(
+    server: EmbeddedServer, leads: int, devices: int, alone: bool, around: AbstractContextManager[None] | None = None
+) -> tuple[Figures, Tally]:
+    """Send everything ``leads`` carry, from the first enrolment's due moment to the last completion.
+
+    Args:
+        alone: one statement at a time.
+        around: entered for the sending alone, when everything stands and all connections are open.
+    """
     url = server.url()
     async with AsyncExitStack() as stack:
         connection = await connect(url)
@@ -170,11 +177,9 @@ async def send_all(server: EmbeddedServer, leads: int, devices: int, alone: bool
         tally.costs.clear()
         assert server.pid is not None
         meter = await Meter.begin(connection, server.pid, pools)
-        while True:
-            done = await coordinator.run_once(now_us, TICK_US)
-            if done.next_us >= NEVER_US:
-                break
-            now_us = START_US + -(-(max(done.ask_us, now_us + 1) - START_US) // TICK_US) * TICK_US
+        with around or nullcontext():
+            while (done := await coordinator.run_once(now_us, TICK_US)).next_us < NEVER_US:
+                now_us = START_US + -(-(max(done.ask_us, now_us + 1) - START_US) // TICK_US) * TICK_US
         statements = sum(cost.calls for cost in tally.costs.values())
         figures = await meter.end(connection, shards.handed, statements)
     return figures, tally
