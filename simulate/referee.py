@@ -122,7 +122,7 @@ class Referee:
         ):
             answer[(draw >= bound) & (draw < bound + share)] = outcome
             bound += share
-        split = [keys[start : start + 16] for start in range(0, len(keys), 16)]
+        split: list[bytes] = np.frombuffer(keys, "V16").tolist()
         repeated = self._seen.intersection(split)
         if repeated or len(set(split)) < len(split):
             self._mark_repeats(answer, split)
