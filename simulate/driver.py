@@ -23,6 +23,7 @@ from dispatcher.store.connect import connect
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 0.2
+_LOOK_S = 0.05
 _GIVE_UP_S = 120.0
 _LOST = (ray.exceptions.RayError, StoreError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 
@@ -65,13 +66,28 @@ class Driver:
         self._connection: asyncpg.Connection | None = None
         self.progress = Progress(start_us)
 
+    async def open(self) -> None:
+        """Wait until all actors are ready, and no entry is searched for any more: leads to come stand in the queue."""
+        await self._cluster.wait_ready(self._start_us)
+        while (await self._pass(self._start_us, self._start_us)).more:
+            pass
+
+    async def enrol(self, complete: asyncio.Event) -> None:
+        """Enrol who comes in before virtual time begins, until all are ``complete``; nothing is sent."""
+        while True:
+            last = complete.is_set()
+            done = await self._pass(self._start_us, self._start_us)
+            if not done.more:
+                if last:
+                    return
+                await asyncio.sleep(_LOOK_S)
+
     async def run(self) -> Progress:
         """Run until nothing waits or virtual time ends."""
         now_us = self._start_us
         while now_us < self._end_us:
-            done = await self._tick(now_us)
+            done = await self._pass(now_us, now_us + self._tick_us)
             self.progress.claimed += done.claimed
-            self.progress.enrolled += done.enrol.enrolled
             self.progress.now_us = now_us
             if done.silent:
                 self.progress.reruns += 1
@@ -92,14 +108,15 @@ class Driver:
         ticks = -(-(max(ask_us, now_us + 1) - self._start_us) // self._tick_us)
         return self._start_us + ticks * self._tick_us
 
-    async def _tick(self, now_us: int) -> Pass:
-        """One tick; run again until it went through."""
+    async def _pass(self, now_us: int, until_us: int) -> Pass:
+        """One pass of the coordinator; run again until it went through."""
         give_up_s = time.monotonic() + _GIVE_UP_S
         while True:
             try:
                 # People who write meanwhile stamp the tick's end: what they change takes effect at its border.
-                await self._set_clock(now_us + self._tick_us)
-                done: Pass = await self._cluster.coordinator.tick.remote(now_us, now_us + self._tick_us)
+                await self._set_clock(until_us)
+                done: Pass = await self._cluster.coordinator.tick.remote(now_us, until_us)
+                self.progress.enrolled += done.enrol.enrolled
                 return done
             except _LOST as error:
                 if time.monotonic() > give_up_s:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import asyncpg
 import numpy as np
@@ -45,12 +45,24 @@ async def create_leads(
     Args:
         on_chunk: called with the number of leads after each chunk.
     """
+    for chunk in lead_chunks(count):
+        on_chunk(await copy_leads(connection, chunk, entries, seed))
+
+
+def lead_chunks(count: int) -> Iterator[NDArray[np.int64]]:
+    """The numbers of ``count`` leads, as many together as are copied at once."""
     for start in range(0, count, _CHUNK):
-        numbers = np.arange(start, min(start + _CHUNK, count))
-        await connection.copy_to_table(
-            "leads", source=_once(_lines(numbers, entries, seed)), columns=("phone", "name", "niche", "trigger")
-        )
-        on_chunk(len(numbers))
+        yield np.arange(start, min(start + _CHUNK, count))
+
+
+async def copy_leads(
+    connection: asyncpg.Connection, numbers: NDArray[np.int64], entries: Sequence[str], seed: int
+) -> int:
+    """Create the leads of these numbers; returns how many."""
+    await connection.copy_to_table(
+        "leads", source=_once(_lines(numbers, entries, seed)), columns=("phone", "name", "niche", "trigger")
+    )
+    return len(numbers)
 
 
 def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import ray
 
 from actors.cluster import Cluster, start
 from dispatcher.config import Settings
+from dispatcher.core.batches import Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Sequence
 from dispatcher.core.moments import from_datetime, span_us
@@ -38,7 +39,7 @@ from simulate.evidence import STATUSES, Evidence, collect
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
 from simulate.pacing import Pacing
-from simulate.population import create_devices, create_leads
+from simulate.population import copy_leads, create_devices, lead_chunks
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
 from simulate.sender import referee_sender
@@ -180,10 +181,6 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         gap_s = plan.pacing.gap_s(plan.quota_per_hour, plan.quota_per_day, settings)
         await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day, gap_s)
         cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool))
-        leads = await _bring_leads(plan, connection, phases.watcher, _open_entries(cluster, start_us))
-        await connection.execute("ANALYZE leads")
-        phases.begin("virtual time")
-        phases.watcher.expected(await _expected_sends(connection))
         driver = Driver(
             cluster,
             url,
@@ -192,6 +189,10 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
             tick_us=span_us(plan.tick_s),
             on_tick=phases.watcher.tick,
         )
+        leads = await _bring_leads(plan, connection, phases.watcher, driver)
+        await connection.execute("ANALYZE leads")
+        phases.begin("virtual time")
+        phases.watcher.expected(await _expected_sends(connection))
         progress = await driver.run()
         try:
             steps = await referee.steps.remote()
@@ -217,28 +218,33 @@ async def _actors(plan: Plan, settings: Settings, spool: Path) -> AsyncIterator[
         ray.kill(referee)
 
 
-async def _open_entries(cluster: Cluster, start_us: int) -> None:
-    """Wait until all actors are ready, and no entry is searched for any more: leads to come stand in the queue."""
-    await cluster.wait_ready(start_us)
-    while (await cluster.coordinator.tick.remote(start_us, start_us + 1)).more:
-        pass
+async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watcher, driver: Driver) -> int:
+    """Bring the leads in while the actors start, and enrol them while others come; returns how many.
 
+    The first ones are in one transaction: nobody sees them before the entries are open. Enrolment takes them in their
+    order, so how many there are at a time changes nothing.
+    """
+    leads, chunks, complete = plan.leads, lead_chunks(plan.leads), asyncio.Event()
+    tasks = [asyncio.create_task(driver.open())]
 
-async def _bring_leads(
-    plan: Plan, connection: asyncpg.Connection, watcher: Watcher, opened: Coroutine[Any, Any, None]
-) -> int:
-    """Bring the leads in while the actors start; nobody sees them before the entries are open."""
-    opening = asyncio.create_task(opened)
+    async def copy(chunk: Int64s) -> None:
+        watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed))
+
     try:
         async with connection.transaction():
-            leads = plan.leads
             if plan.bring_leads is not None:
-                leads = await plan.bring_leads(connection)
-            else:
-                await create_leads(connection, leads, plan.entries, plan.seed, watcher.leads)
-            await opening
+                leads, chunks = await plan.bring_leads(connection), iter(())
+            while not tasks[0].done() and (chunk := next(chunks, None)) is not None:
+                await copy(chunk)
+            await tasks[0]
+        tasks.append(asyncio.create_task(driver.enrol(complete)))
+        for chunk in chunks:
+            await copy(chunk)
+        complete.set()
+        await tasks[1]
     finally:
-        opening.cancel()
+        for task in tasks:
+            task.cancel()
     return leads
 
 
