@@ -10,7 +10,7 @@ import pytest
 from bench.local import Accepting
 
 CONTACTS, DEVICES = 1000, 200
-PEAK_BYTES = {"hand-over": 525_000, "completion": 830_000}
+PEAK_BYTES = {"hand-over": 465_000, "completion": 665_000}
 """Of 1000 contacts, at most: about a seventh above what was measured."""
 
 
