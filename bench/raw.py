@@ -30,6 +30,7 @@ from dispatcher.intake.sequences import apply
 from dispatcher.store.columns import int32s, int64s
 from dispatcher.store.connect import open_pool
 from dispatcher.store.embedded import EmbeddedServer
+from dispatcher.store.migrate import migrate
 from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
 from simulate.population import create_devices, create_leads
@@ -227,6 +228,7 @@ async def raw_loop(server: EmbeddedServer, enrolments: int, sends: int) -> Figur
     """
     assert server.pid is not None
     async with temporary(server, DATABASE) as url, connected(url) as outside:
+        await migrate(outside)
         pool = await open_pool(url, size=1 + COMPLETING)
         try:
             loop = await load(url, pool, enrolments, sends // STEPS)
@@ -241,7 +243,7 @@ async def raw_loop(server: EmbeddedServer, enrolments: int, sends: int) -> Figur
 
 
 async def load(url: str, pool: asyncpg.Pool, enrolments: int, taking_part: int) -> Loop:
-    """Migrate an empty database and bring in devices, leads and enrolments, all due; the loop over them."""
+    """Stamp an empty database and bring in devices, leads and enrolments, all due; the loop over them."""
     async with connected(url) as connection:
         await require_rehearsal(connection, False, clock_us=START_US)
         sequences = builtin()
