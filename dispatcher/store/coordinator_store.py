@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -12,15 +14,22 @@ from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import EndedLeases, Want
 from dispatcher.core.moments import NEVER_US
-from dispatcher.errors import FencedError
+from dispatcher.errors import FencedError, StoreUnavailableError
 from dispatcher.ports import Enrolled, Search, Versions
 from dispatcher.store import arrays
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.columns import int32s, int64s, moments
+from dispatcher.store.connect import LOCK_TIMEOUT_S
 from dispatcher.store.registry import read_catalogue, read_fleet, read_versions
 from dispatcher.store.seats import PostgresSeat
 from dispatcher.store.session import Session
 from dispatcher.store.statements import statements
+
+_QUICK_LOCK_S: Final = 0.2
+"""Well below ``deadlock_timeout``: a claim that waits for somebody's rows gives up before PostgreSQL ends theirs."""
+_CAREFUL_S: Final = 60.0
+"""Whoever holds enrolments for long is not waited for by every claim."""
+_SKIPS_LOCKED: Final = "FOR NO KEY UPDATE SKIP LOCKED"
 
 
 class PostgresCoordinatorStore:
@@ -33,8 +42,11 @@ class PostgresCoordinatorStore:
 
     def __init__(self, pool: asyncpg.Pool, holder: str) -> None:
         files = ("epochs", "catalogue", "enrol", "claim", "rescue", "complete")
-        self._session = Session(pool, {name: sql for file in files for name, sql in statements(file).items()})
+        named = {name: sql for file in files for name, sql in statements(file).items()}
+        around = named["claim_due"].replace(f"/* {_SKIPS_LOCKED} */", _SKIPS_LOCKED)
+        self._session = Session(pool, named | {"claim_around": around})
         self.seat = PostgresSeat(self._session, "coordinator", holder)
+        self._careful_until_s = 0.0
 
     async def close(self) -> None:
         """Close the connections."""
@@ -135,8 +147,7 @@ class PostgresCoordinatorStore:
             return None
         first = np.cumsum(want.slots) - want.slots
         token = int(await self._session.value("next_token"))
-        row = await self._session.row(
-            "claim_due",
+        row = await self._claim_due(
             arrays.uuids(b"".join(device.bytes for device in want.device_id)),
             arrays.int4s(want.slots),
             arrays.int4s(first),
@@ -173,6 +184,17 @@ class PostgresCoordinatorStore:
             resend_text=row["resend_text"] or nothing,
             resend_media_url=row["resend_media_url"] or nothing,
         )
+
+    async def _claim_due(self, *arguments: Any) -> asyncpg.Record:
+        """The claim without locks beforehand; while somebody holds rows that it wants, with locks and around those."""
+        if time.monotonic() >= self._careful_until_s:
+            try:
+                return await self._session.row("claim_due", *arguments, f"{_QUICK_LOCK_S}s")
+            except StoreUnavailableError as error:
+                if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
+                    raise
+                self._careful_until_s = time.monotonic() + _CAREFUL_S
+        return await self._session.row("claim_around", *arguments, f"{LOCK_TIMEOUT_S}s")
 
     async def next_due(self, device_id: list[UUID]) -> Int64s:
         """The earliest due moment of each device; ``NEVER_US`` where nothing waits."""

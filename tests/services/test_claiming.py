@@ -76,6 +76,46 @@ async def test_each_device_gives_its_first_slots_to_its_longest_overdue_and_neve
     ]
 
 
+async def test_enrolments_that_somebody_holds_are_stepped_over_and_soon_without_waiting(waiting):
+    store = await waiting.store()
+    marketer = await connect(waiting.url)
+    try:
+        async with marketer.transaction():
+            await marketer.execute("UPDATE sequence_contacts SET last_error = 'mine' WHERE contact_phone = '999103'")
+            leased = await claim(store, waiting, {1: [1, 6]})
+            assert await taken(waiting, leased) == [("999101", 1, 1.0), ("999105", 1, 6.0)]
+            await marketer.execute("UPDATE sequence_contacts SET last_error = 'mine' WHERE contact_phone = '999102'")
+            async with asyncio.timeout(0.15):
+                leased = await claim(store, waiting, {2: [11]})
+            assert await taken(waiting, leased) == [("999104", 2, 11.0)]
+    finally:
+        await marketer.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "status = 'stopped', stop_reason = 'trigger removed'",
+        "stop_reason = 'trigger removed'",
+        "next_trigger_time = dripline_now() + interval '100 years'",
+        "held = true",
+        "home_device_id = gen_random_uuid()",
+    ],
+)
+async def test_what_changes_while_the_claim_waits_for_it_is_not_leased(waiting, change, monkeypatch):
+    monkeypatch.setattr("dispatcher.store.coordinator_store._QUICK_LOCK_S", 5.0)
+    store = await waiting.store()
+    marketer = await connect(waiting.url)
+    try:
+        async with marketer.transaction():
+            await marketer.execute(f"UPDATE sequence_contacts SET {change} WHERE contact_phone = '999103'")
+            claiming = asyncio.create_task(claim(store, waiting, {1: [1, 6]}))
+            await waiting.waiters(1)
+        assert await taken(waiting, await claiming) == [("999101", 1, 1.0)]
+    finally:
+        await marketer.close()
+
+
 async def test_two_coordinators_at_once_never_lease_one_enrolment_twice(waiting):
     stores = [await waiting.store(), await waiting.store()]
     parts = await asyncio.gather(*(claim(store, waiting, {1: [1, 6], 2: [1, 6]}) for store in stores * 3))

@@ -143,6 +143,7 @@ async def claim_arguments(connection, slots: int = 3) -> tuple:
         4,
         99,
         False,
+        "1s",
     )
 
 

@@ -4,13 +4,17 @@
 -- The write-ahead intent: per home device the longest overdue take the offered slots, first slots first. Both epochs
 -- are locked FOR SHARE (EXISTS and FOR KEY SHARE would let a stale owner commit). One statement a shard. No index has a
 -- column that is written here: heap-only updates.
+-- Rows are not locked before they are written: it would cost as much as the writing, and what somebody else has changed
+-- meanwhile fails the conditions, which PostgreSQL then asks once more. Where somebody holds a row, the statement
+-- gives up before it could be part of a deadlock, and is run again as SKIP LOCKED makes it, in the place of the comment.
 -- The result is one row of columns: integers as big-endian bytes, times as microseconds since 2000.
 WITH fence AS MATERIALIZED (
     SELECT count(*) AS held FROM (
         SELECT FROM epochs WHERE (name = 'coordinator' AND epoch = $7) OR (name = $8 AND epoch = $9) FOR SHARE) f
+    WHERE set_config('lock_timeout', $12, true) IS NOT NULL
 ),
 due AS MATERIALIZED (
-    SELECT w.n AS ord, row_number() OVER (PARTITION BY w.n ORDER BY c.next_trigger_time, c.id) AS rank,
+    SELECT w.device_id, w.n AS ord, row_number() OVER (PARTITION BY w.n ORDER BY c.next_trigger_time, c.id) AS rank,
            w.first, c.tid
     FROM unnest($1::dripline_uuids, $2::dripline_int4s, $3::dripline_int4s) WITH ORDINALITY w(device_id, slots, first, n)
     CROSS JOIN LATERAL (
@@ -22,7 +26,7 @@ due AS MATERIALIZED (
               WHERE s.is_active AND NOT EXISTS (SELECT FROM sequence_problems p WHERE p.sequence_id = s.id)))
           AND lease_token IS NULL AND stop_reason IS NULL
         ORDER BY next_trigger_time, id LIMIT w.slots
-        FOR NO KEY UPDATE SKIP LOCKED) c
+        /* FOR NO KEY UPDATE SKIP LOCKED */) c
     WHERE (SELECT held FROM fence) = 2
 ),
 leased AS (
@@ -30,7 +34,12 @@ leased AS (
     SET processing_started_at = dripline_at(($4::dripline_int8s)[d.first + d.rank]),
         lease_deadline_at = dripline_at(($4::dripline_int8s)[d.first + d.rank] + $6::bigint),
         lease_token = $10, lease_epoch = $9, attempt = c.attempt + 1
-    FROM due d WHERE c.ctid = d.tid
+    FROM due d
+    WHERE c.ctid = d.tid
+      AND CASE WHEN c.ctid = d.tid THEN  -- no index may serve these: asked of what the place holds by then
+              c.home_device_id = d.device_id AND c.status = 'active' AND NOT c.held
+              AND c.next_trigger_time <= dripline_at($5::bigint) AND c.lease_token IS NULL AND c.stop_reason IS NULL
+          END
     RETURNING d.ord, d.rank, c.id, c.lead_id, c.visit, c.generation, c.attempt, c.retry_count, c.next_trigger_time,
               c.contact_phone, c.current_trigger, c.resend_text, c.resend_media_url
 ),
