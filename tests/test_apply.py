@@ -445,6 +445,22 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
     ]
 
 
+def test_the_gap_between_two_messages_keeps_its_fraction(dripline, tmp_path):
+    def gaps() -> list[str]:
+        return [line.split("\t")[6] for line in dripline("devices", "list")[1].splitlines()]
+
+    path = tmp_path / "devices.csv"
+    path.write_text("name,min_gap_s\nd-1,0.75\nd-2,0.25\nd-3,\n")
+    assert dripline("devices", "add", "--name", "d-1", "--min-gap-s", "0.5")[0] == 0
+    assert gaps() == ["0.5"]
+    assert dripline("devices", "import", path)[:2] == (0, "3 rows: 2 created, 1 updated, 0 unchanged, 0 rejected\n")
+    assert gaps() == ["0.75", "0.25", "5"]
+    assert dripline("devices", "import", path)[1] == "3 rows: 0 created, 0 updated, 3 unchanged, 0 rejected\n"
+    assert dripline("devices", "set", "d-2", "--min-gap-s", "2.125")[:2] == (0, "d-2: changed\n")
+    assert dripline("devices", "set", "d-2", "--min-gap-s", "2.125")[1] == "d-2: unchanged\n"
+    assert gaps() == ["0.75", "2.125", "5"]
+
+
 def test_a_device_file_with_an_unknown_column_changes_nothing(dripline, database_url, tmp_path):
     path = tmp_path / "devices.csv"
     path.write_text("name,quota_per_hours\nd-1,5\n")

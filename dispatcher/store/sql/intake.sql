@@ -98,8 +98,7 @@ FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.numbe
 INSERT INTO devices AS d (name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
                           in_flight_max, min_gap_s, health, health_cause)
 VALUES ($1, $2, $3, $4, coalesce($5, true), coalesce($6, 80), coalesce($7, 800), coalesce($8, 50),
-        coalesce($9::double precision, 5),
-        coalesce($10, 'available'), $11)
+        coalesce($9::double precision, 5), coalesce($10, 'available'), $11)
 ON CONFLICT (name) DO UPDATE SET
     phone = coalesce($2, d.phone), gateway_url = coalesce($3, d.gateway_url),
     gateway_token = coalesce($4, d.gateway_token), gateway_idempotent = coalesce($5, d.gateway_idempotent),
