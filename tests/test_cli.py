@@ -145,8 +145,10 @@ def test_a_server_in_use_is_left_running(place):
     assert not server.running()
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_told_to_end_closes_what_it_opened(sent, status):
+@pytest.mark.parametrize(
+    ("sent", "status", "line"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_a_command_that_is_told_to_end_closes_what_it_opened(sent, status, line):
     code = (
         "import asyncio\n"
         "from dispatcher.cli import main as cli\n"
@@ -162,7 +164,7 @@ def test_a_command_that_is_told_to_end_closes_what_it_opened(sent, status):
         assert command.stdout is not None
         assert command.stdout.readline() == "begun\n"
         command.send_signal(sent)
-        assert command.communicate(timeout=20) == ("closed\n", "")
+        assert command.communicate(timeout=20) == ("closed\n", line)
     assert command.returncode == status
 
 

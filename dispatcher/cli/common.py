@@ -63,7 +63,11 @@ _LINE_EVERY_S: Final = 5.0
 def run(body: Coroutine[Any, Any, T]) -> T:
     """Run a command's async body to its end; SIGTERM ends it like Ctrl-C, with everything closed again."""
     with sigterm_ends():
-        return asyncio.run(body)
+        try:
+            return asyncio.run(body)
+        except (KeyboardInterrupt, SystemExit) as end:
+            err.out("interrupted" if isinstance(end, KeyboardInterrupt) else "terminated")
+            raise
 
 
 @contextmanager

@@ -197,7 +197,15 @@ def test_bad_input_is_one_clear_line_and_nothing_is_started(place, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind(place):
+@pytest.mark.parametrize(
+    ("sent", "phase", "status", "line"),
+    [
+        (signal.SIGINT, "virtual time", 130, "interrupted"),
+        (signal.SIGINT, "starting Ray", 130, "interrupted"),
+        (signal.SIGTERM, "starting Ray", 143, "terminated"),
+    ],
+)
+def test_a_rehearsal_that_is_told_to_end_leaves_nothing_behind(place, sent, phase, status, line):
     arguments = ("--devices", "300", "--leads", "60000", "--shards", "2", "--days", "30")
     running = subprocess.Popen(
         [*COMMAND, *arguments, "--json", "run.json"],
@@ -206,16 +214,18 @@ def test_ctrl_c_leaves_nothing_behind(place):
     )  # fmt: skip
     try:
         assert running.stderr is not None
-        while "virtual time" not in running.stderr.readline():
+        while phase not in running.stderr.readline():
             assert running.poll() is None
+        until = time.monotonic() + 20
+        while not raylets(running.pid) and time.monotonic() < until:
+            time.sleep(0.05)
         time.sleep(1)
         started = psutil.Process(running.pid).children(recursive=True)
-        assert any("raylet" in process.name() for process in started)
         servers = [process for process in psutil.process_iter(["name", "cwd"]) if in_place(process, place)]
         assert servers
-        running.send_signal(signal.SIGINT)
+        running.send_signal(sent)
         _, errors = running.communicate(timeout=60)
-        assert running.returncode == 130
+        assert (running.returncode, errors.splitlines()[-1]) == (status, line)
         assert "Traceback" not in errors
         gone, alive = psutil.wait_procs([*started, *servers], timeout=20)
         assert alive == []
@@ -224,6 +234,11 @@ def test_ctrl_c_leaves_nothing_behind(place):
         running.kill()
         running.wait()
     assert place.left() == set()
+
+
+def raylets(pid: int) -> list[psutil.Process]:
+    """Ray's own process of a node, below ``pid``."""
+    return [process for process in psutil.Process(pid).children(recursive=True) if "raylet" in process.name()]
 
 
 def in_place(process: psutil.Process, place: Place) -> bool:
