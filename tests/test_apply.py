@@ -435,6 +435,7 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
     assert dripline("devices", "set", "d-4", "--quota-per-day", "0")[1] == "d-4: unchanged\n"
     assert dripline("devices", "set", "d-9", "--quota-per-day", "0")[:2] == (2, "")
     assert dripline("devices", "set", "d-4", "--gateway-url", "gw.example")[:2] == (2, "")
+    assert dripline("devices", "set", "d-4", "--min-gap-s", "1e300")[:2] == (2, "")
     assert dripline("devices", "list")[1].splitlines() == [
         "d-1\t6012345\tavailable\t0/90\t0/800\t0/50\t5\thttps://gw.example/1",
         "d-4\t-\tdraining (SIM change)\t0/5\t0/0\t0/50\t5\thttp://gw.example/4",

@@ -51,7 +51,9 @@ def import_leads(
         typer.Option(help="Where numbers without a country code are dialled, such as US; without it, none are."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the counts here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", envvar="DRIPLINE_JSON_FILE", help="Write the counts here.")
+    ] = None,
     rejects_file: Annotated[
         Path | None,
         typer.Option(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import asyncpg
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
+from dispatcher.config import problem_of
 from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.store.statements import statements
@@ -17,6 +18,7 @@ from dispatcher.store.statements import statements
 Health = Literal["available", "draining", "quarantined", "offline"]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
+_LONGEST_GAP_S: Final = 30 * 86_400
 _PHONE_DIGITS: Final = range(3, 16)
 _PUNCTUATION: Final = str.maketrans("", "", "+()-. \t")
 
@@ -34,7 +36,7 @@ class Device(BaseModel):
     quota_per_hour: Count | None = None
     quota_per_day: Count | None = None
     in_flight_max: Count | None = None
-    min_gap_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    min_gap_s: Annotated[float, Field(ge=0, le=_LONGEST_GAP_S, allow_inf_nan=False)] | None = None
     health: Health | None = None
     health_cause: str | None = None
 
@@ -78,7 +80,7 @@ def device(subject: str, values: dict[str, Any]) -> Device:
     try:
         return Device(**values)
     except ValidationError as error:
-        raise InputError(subject, _first(error)) from None
+        raise InputError(subject, f"{error.errors()[0]['loc'][0]}: {problem_of(error)}") from None
 
 
 async def write_device(connection: asyncpg.Connection, given: Device) -> bool | None:
@@ -167,9 +169,3 @@ def _column(file: CsvFile, name: str) -> str:
         advice = f"did you mean {near[0]!r}?" if near else _KNOWN
         raise InputError(str(file.path), f"unknown column {name!r}", advice)
     return known
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    problem = first["msg"].removeprefix("Value error, ")
-    return f"{first['loc'][0]}: {problem[:1].lower()}{problem[1:]}"
