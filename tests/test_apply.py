@@ -446,6 +446,25 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
     ]
 
 
+def test_a_phone_belongs_to_one_device(dripline, database_url, tmp_path):
+    path = tmp_path / "devices.csv"
+    path.write_text("name,phone\nd-2,+60 12 345\nd-3,60999\nd-4,60999\nd-1,6012345\n")
+    assert dripline("devices", "add", "--name", "d-1", "--phone", "6012345")[0] == 0
+    taken = "phone 6012345 is that of device 'd-1'"
+    assert dripline("devices", "add", "--name", "d-2", "--phone", "+60 12-345") == (
+        2,
+        "",
+        f"error: device 'd-2': {taken} - give it its own\n",
+    )
+    assert dripline("devices", "import", path) == (
+        0,
+        "4 rows: 1 created, 0 updated, 1 unchanged, 2 rejected\n",
+        f"{path}, line 2: {taken}\n{path}, line 4: phone 60999 is that of device 'd-3'\n",
+    )
+    assert dripline("devices", "set", "d-3", "--phone", "6012345")[:2] == (2, "")
+    assert ask(database_url, "SELECT name, phone FROM devices ORDER BY name") == [("d-1", "6012345"), ("d-3", "60999")]
+
+
 def test_the_gap_between_two_messages_keeps_its_fraction(dripline, tmp_path):
     def gaps() -> list[str]:
         return [line.split("\t")[6] for line in dripline("devices", "list")[1].splitlines()]

@@ -84,7 +84,17 @@ def device(subject: str, values: dict[str, Any]) -> Device:
 
 
 async def write_device(connection: asyncpg.Connection, given: Device) -> bool | None:
-    """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed."""
+    """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed.
+
+    Raises:
+        InputError: its phone is another device's: the limits of a number would hold twice.
+    """
+    if given.phone is not None:
+        other = await connection.fetchval(statements("intake")["device_of_phone"], given.phone, given.name)
+        if other is not None:
+            raise InputError(
+                f"device {given.name!r}", f"phone {given.phone} is that of device {other!r}", "give it its own"
+            )
     created: bool | None = await connection.fetchval(
         statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)
     )
@@ -134,8 +144,13 @@ async def import_devices(connection: asyncpg.Connection, file: CsvFile) -> Writt
         raise InputError(str(file.path), "it has no column 'name'", _KNOWN)
     written = Written()
     async with connection.transaction():
-        for given in _devices(file, columns, written):
-            match await write_device(connection, given):
+        for line, given in _devices(file, columns, written):
+            try:
+                became = await write_device(connection, given)
+            except InputError as error:
+                written.rejected.append((line, error.problem))
+                continue
+            match became:
                 case None:
                     written.unchanged += 1
                 case True:
@@ -145,7 +160,7 @@ async def import_devices(connection: asyncpg.Connection, file: CsvFile) -> Writt
     return written
 
 
-def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[Device]:
+def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[tuple[int, Device]]:
     seen: set[str] = set()
     for record in file.records():
         values = {name: cell for name, cell in zip(columns, record.cells, strict=False) if cell.strip()}
@@ -159,7 +174,7 @@ def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[De
             written.rejected.append((record.line, error.problem))
             continue
         seen.add(given.name)
-        yield given
+        yield record.line, given
 
 
 def _column(file: CsvFile, name: str) -> str:
