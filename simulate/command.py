@@ -228,7 +228,7 @@ def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str 
     """What brings the leads of a file, checked before anything is started."""
     from dispatcher.intake.csv_file import CsvFile
     from dispatcher.intake.lead_file import LeadReader
-    from dispatcher.intake.leads import LeadImport
+    from dispatcher.intake.leads import Counts, LeadImport
     from dispatcher.intake.mapping import parse_mapping
 
     mapping = parse_mapping(columns)
@@ -237,10 +237,9 @@ def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str 
     with CsvFile(path) as opened:
         LeadReader(opened, mapping, tags=tags, region=region)
 
-    async def bring(connection: Any) -> int:
+    async def bring(connection: Any) -> Counts:
         with CsvFile(path) as opened:
             reader = LeadReader(opened, mapping, tags=tags, region=region)
-            counts = await LeadImport(connection, reader, dry_run=False, on_reject=lambda *_: None).run(opened)
-        return counts.imported
+            return await LeadImport(connection, reader, dry_run=False, on_reject=lambda *_: None).run(opened)
 
     return bring

@@ -166,10 +166,7 @@ def _report(counts: Counts, seconds: float, dry_run: bool, rejects_file: Path | 
 
 def _write_json(path: Path, counts: Counts, seconds: float, dry_run: bool) -> None:
     content = {
-        "rows": counts.rows,
-        "imported": counts.imported,
-        "merged": counts.merged,
-        "rejected": counts.rejected,
+        **counts.as_json(),
         "reasons": dict(counts.reasons.most_common()),
         "seconds": round(seconds, 3),
         "dry_run": dry_run,

@@ -115,7 +115,8 @@ def test_leads_come_from_a_file_and_stay_in_a_database_of_ones_own(place, empty_
         for step in ("crypto_welcome", "crypto_wallets", "crypto_safety")
         for phone in ("60123456789", "60123456790")
     ]
-    assert json.loads((place.path / "run.json").read_text())["leads"] == 2
+    figures = json.loads((place.path / "run.json").read_text())
+    assert (figures["leads"], figures["lead_file"]) == (2, {"rows": 3, "imported": 2, "merged": 0, "rejected": 1})
     assert fetch(empty_url, "SELECT phone, name, trigger FROM leads ORDER BY phone") == [
         ("60123456789", "Ann", None),
         ("60123456790", "Bo", None),
