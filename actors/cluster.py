@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,13 +43,31 @@ def joined_ray(address: str | None, *, show_logs: bool = False) -> Iterator[None
     Raises:
         InputError: no cluster answers at ``address``.
     """
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    _connect(address, show_logs)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own exits with status 15
     try:
+        with _sigterm_waits():
+            _connect(address, show_logs)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """SIGTERM takes effect at the end: what ends half-way through Ray's start leaves processes behind.
+
+    Ray's own answer to it, an exit with status 15, is kept out.
+    """
+    utils, came = ray._private.utils, threading.Event()
+    rays, ours = utils.set_sigterm_handler, signal.signal(signal.SIGTERM, lambda _number, _frame: came.set())
+    utils.set_sigterm_handler = lambda _handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = rays
+        signal.signal(signal.SIGTERM, ours)
+    if came.is_set():
+        # An event loop has heard of it already: raised again, it would count as a second one.
+        ours(signal.SIGTERM, None) if callable(ours) else signal.raise_signal(signal.SIGTERM)
 
 
 def _connect(address: str | None, show_logs: bool, *, object_store_mb: int = 256) -> None:

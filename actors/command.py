@@ -57,7 +57,7 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
 
     screen = Screen(quiet, settings.cycle_s)
     with ending(screen.attention) as stop:
-        async with served(settings.database_url, settings.data_dir) as url:
+        async with served(settings.database_url, settings.data_dir, create=True) as url:
             devices = await check_database(url, settings, embedded=settings.database_url is None)
             settings = settings.model_copy(update={"database_url": url})
             with screen, joined_ray(settings.ray_address, show_logs=True):

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from dispatcher.config import Settings
-from dispatcher.errors import InputError, RefusedError, StoreError
+from dispatcher.errors import InputError, NotMigratedError, RefusedError, StoreError
 from dispatcher.store.connect import connect, store_errors
 from dispatcher.store.migrate import migrate, status
 from dispatcher.store.recovery import check_lineage
@@ -68,7 +68,7 @@ async def check_database(url: str, settings: Settings, *, embedded: bool) -> Dev
             if embedded and await read_kind(connection) != "rehearsal":
                 await migrate(connection)
             elif any(each.applied_at is None for each in await status(connection)):
-                raise InputError("database", "it is not migrated", "run: dripline db migrate")
+                raise NotMigratedError
             await require_live(connection)
             warning = await check_lineage(connection, settings.data_dir)
             devices = await read_devices(connection, settings.hour_s)

@@ -100,11 +100,17 @@ def load_settings(**overrides: Any) -> Settings:
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, Settings.model_fields, 1)
             raise InputError(_origin(name), "unknown setting", f"did you mean {near[0]!r}?" if near else "") from None
-        raise InputError(_origin(name) if name else "settings", str(first["msg"])) from None
+        raise InputError(_origin(name) if name else "settings", problem_of(error)) from None
     except UnicodeDecodeError:
         raise InputError(SETTINGS_FILE, "it is not UTF-8", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(SETTINGS_FILE, str(error)) from None
+
+
+def problem_of(error: ValidationError) -> str:
+    """What is wrong first, in pydantic's words for people."""
+    problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return f"{problem[:1].lower()}{problem[1:]}"
 
 
 def _origin(name: str) -> str:

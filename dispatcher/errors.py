@@ -2,7 +2,8 @@
 
     DriplineError
     ├── InputError        a file, an option or a setting is wrong; the command ends with exit status 2
-    │   └── GraphError    a sequence cannot be followed; names the step
+    │   ├── GraphError    a sequence cannot be followed; names the step
+    │   └── NotMigratedError   the database lacks tables of ours
     ├── RefusedError      the operation would be unsafe here (rehearsal on a live database, …); exit status 2
     ├── StoreError        PostgreSQL is missing, too old, or answered with something unexpected; exit status 3
     │   └── StoreUnavailableError   it did not answer: try again
@@ -38,6 +39,16 @@ class InputError(DriplineError):
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.problem}" + (f" - {self.advice}" if self.advice else "")
+
+
+class NotMigratedError(InputError):
+    """The database lacks tables of ours."""
+
+    def __init__(self) -> None:
+        super().__init__("database", "it is not migrated", "run: dripline db migrate")
+
+    def __reduce__(self) -> tuple[type[NotMigratedError], tuple[()]]:
+        return type(self), ()
 
 
 class GraphError(InputError):

@@ -19,6 +19,7 @@ from simulate.pacing import Pacing
 app = typer.Typer()
 
 _SCREEN_S = 5.0
+_YEARS = range(1971, 2201)
 _WITH_CHAOS = frozenset({
     "devices", "leads", "sequences", "shards", "json_file", "keep", "quiet", "data_dir",
     "chaos", "chaos_strikes", "chaos_idempotent",
@@ -56,7 +57,9 @@ OwnDatabase = Annotated[
         envvar=[], help="A database of its own for the rehearsal; everything stays in it.", show_default="embedded"
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", envvar="DRIPLINE_JSON_FILE", help="Write the figures here.")
+]
 ReceiptFile = Annotated[Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")]
 Chaos = Annotated[
     int | None,
@@ -139,6 +142,8 @@ def simulate(
 
     bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
     begin = START if start is None else start.replace(tzinfo=UTC)
+    if begin.year not in _YEARS:
+        raise InputError("--start", f"{begin.year} is no year for it", f"choose {_YEARS[0]} to {_YEARS[-1]}")
     plan = Plan(given, devices, leads, days, shards, seed, tick, begin, pacing=pacing, bring_leads=bring)
     if not quiet:
         paced = ", evenly paced" if pacing is Pacing.EVEN else ""
@@ -223,7 +228,7 @@ def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str 
     """What brings the leads of a file, checked before anything is started."""
     from dispatcher.intake.csv_file import CsvFile
     from dispatcher.intake.lead_file import LeadReader
-    from dispatcher.intake.leads import LeadImport
+    from dispatcher.intake.leads import Counts, LeadImport
     from dispatcher.intake.mapping import parse_mapping
 
     mapping = parse_mapping(columns)
@@ -232,10 +237,9 @@ def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str 
     with CsvFile(path) as opened:
         LeadReader(opened, mapping, tags=tags, region=region)
 
-    async def bring(connection: Any) -> int:
+    async def bring(connection: Any) -> Counts:
         with CsvFile(path) as opened:
             reader = LeadReader(opened, mapping, tags=tags, region=region)
-            counts = await LeadImport(connection, reader, dry_run=False, on_reject=lambda *_: None).run(opened)
-        return counts.imported
+            return await LeadImport(connection, reader, dry_run=False, on_reject=lambda *_: None).run(opened)
 
     return bring

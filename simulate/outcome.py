@@ -20,6 +20,8 @@ class RunOutcome:
     seed: int
     devices: int
     leads: int
+    lead_file: Mapping[str, int] | None
+    """What became of the rows of a lead file; None where leads were made."""
     shards: int
     tick_s: float
     pacing: str
@@ -69,6 +71,9 @@ def table(outcome: RunOutcome) -> Group:
         "virtual time", f"{days:.1f} days, {outcome.virtual_s / max(outcome.wall_s, 1e-9):,.0f} times faster than life"
     )
     head.add_row("enrolments", _states(outcome))
+    if (rows := outcome.lead_file) is not None:
+        parts = ", ".join(f"{rows[name]:,} {name}" for name in ("imported", "merged", "rejected"))
+        head.add_row("lead file", f"{rows['rows']:,} rows: {parts}")
     late, gap = outcome.lateness_s, outcome.optimality_gap_s
     head.add_row(
         "lateness", f"half within {_span(late['p50'])}, 95 % within {_span(late['p95'])}, worst {_span(late['max'])}"

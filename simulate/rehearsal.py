@@ -26,6 +26,7 @@ from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.core.routing import shard_count
 from dispatcher.errors import DriplineError
+from dispatcher.intake.leads import Counts
 from dispatcher.intake.sequences import apply
 from dispatcher.store.connect import connect
 from dispatcher.store.registry import read_fleet
@@ -68,8 +69,8 @@ class Plan:
     quota_per_day: int = 800
     """Of every device."""
     pacing: Pacing = Pacing.BURST
-    bring_leads: Callable[[asyncpg.Connection], Awaitable[int]] | None = None
-    """Brings leads from elsewhere instead of making ``leads`` of them; returns how many."""
+    bring_leads: Callable[[asyncpg.Connection], Awaitable[Counts]] | None = None
+    """Brings leads from elsewhere instead of making ``leads`` of them; says what became of the file's rows."""
 
     @property
     def entries(self) -> list[str]:
@@ -129,6 +130,7 @@ async def rehearse(
         seed=plan.seed,
         devices=plan.devices,
         leads=played.leads,
+        lead_file=None if played.rows is None else played.rows.as_json(),
         shards=played.shards,
         tick_s=plan.tick_s,
         pacing=plan.pacing.value,
@@ -164,6 +166,8 @@ class _Phases:
 @dataclass(frozen=True, slots=True)
 class _Played:
     leads: int
+    rows: Counts | None
+    """What became of the rows of a lead file."""
     shards: int
     progress: Progress
     steps: list[tuple[str, str]]
@@ -189,7 +193,7 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
             tick_us=span_us(plan.tick_s),
             on_tick=phases.watcher.tick,
         )
-        leads = await _bring_leads(plan, connection, phases.watcher, driver)
+        leads, rows = await _bring_leads(plan, connection, phases.watcher, driver)
         await connection.execute("ANALYZE leads")
         phases.begin("virtual time")
         phases.watcher.expected(await _expected_sends(connection))
@@ -200,7 +204,7 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
             raise DriplineError("the referee died: without its receipts there is no verdict") from None
         await cluster.drain()
         phases.begin("verdict")
-    return _Played(leads, len(cluster.shards), progress, steps)
+    return _Played(leads, rows, len(cluster.shards), progress, steps)
 
 
 @asynccontextmanager
@@ -218,13 +222,16 @@ async def _actors(plan: Plan, settings: Settings, spool: Path) -> AsyncIterator[
         ray.kill(referee)
 
 
-async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watcher, driver: Driver) -> int:
-    """Bring the leads in while the actors start, and enrol them while others come; returns how many.
+async def _bring_leads(
+    plan: Plan, connection: asyncpg.Connection, watcher: Watcher, driver: Driver
+) -> tuple[int, Counts | None]:
+    """Bring the leads in while the actors start, and enrol them while others come.
 
     The first ones are in one transaction: nobody sees them before the entries are open. Enrolment takes them in their
-    order, so how many there are at a time changes nothing.
+    order, so how many there are at a time changes nothing. Returns how many, and what a file's rows became.
     """
     leads, chunks, complete = plan.leads, lead_chunks(plan.leads), asyncio.Event()
+    rows: Counts | None = None
     tasks = [asyncio.create_task(driver.open())]
 
     async def copy(chunk: Int64s) -> None:
@@ -233,7 +240,8 @@ async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watc
     try:
         async with connection.transaction():
             if plan.bring_leads is not None:
-                leads, chunks = await plan.bring_leads(connection), iter(())
+                rows = await plan.bring_leads(connection)
+                leads, chunks = rows.imported, iter(())
             while not tasks[0].done() and (chunk := next(chunks, None)) is not None:
                 await copy(chunk)
             await tasks[0]
@@ -245,7 +253,7 @@ async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watc
     finally:
         for task in tasks:
             task.cancel()
-    return leads
+    return leads, rows
 
 
 async def _expected_sends(connection: asyncpg.Connection) -> int:

@@ -435,6 +435,7 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
     assert dripline("devices", "set", "d-4", "--quota-per-day", "0")[1] == "d-4: unchanged\n"
     assert dripline("devices", "set", "d-9", "--quota-per-day", "0")[:2] == (2, "")
     assert dripline("devices", "set", "d-4", "--gateway-url", "gw.example")[:2] == (2, "")
+    assert dripline("devices", "set", "d-4", "--min-gap-s", "1e300")[:2] == (2, "")
     assert dripline("devices", "list")[1].splitlines() == [
         "d-1\t6012345\tavailable\t0/90\t0/800\t0/50\t5\thttps://gw.example/1",
         "d-4\t-\tdraining (SIM change)\t0/5\t0/0\t0/50\t5\thttp://gw.example/4",
@@ -443,6 +444,41 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
         ("d-1", "secret", False),
         ("d-4", None, True),
     ]
+
+
+def test_a_phone_belongs_to_one_device(dripline, database_url, tmp_path):
+    path = tmp_path / "devices.csv"
+    path.write_text("name,phone\nd-2,+60 12 345\nd-3,60999\nd-4,60999\nd-1,6012345\n")
+    assert dripline("devices", "add", "--name", "d-1", "--phone", "6012345")[0] == 0
+    taken = "phone 6012345 is that of device 'd-1'"
+    assert dripline("devices", "add", "--name", "d-2", "--phone", "+60 12-345") == (
+        2,
+        "",
+        f"error: device 'd-2': {taken} - give it its own\n",
+    )
+    assert dripline("devices", "import", path) == (
+        0,
+        "4 rows: 1 created, 0 updated, 1 unchanged, 2 rejected\n",
+        f"{path}, line 2: {taken}\n{path}, line 4: phone 60999 is that of device 'd-3'\n",
+    )
+    assert dripline("devices", "set", "d-3", "--phone", "6012345")[:2] == (2, "")
+    assert ask(database_url, "SELECT name, phone FROM devices ORDER BY name") == [("d-1", "6012345"), ("d-3", "60999")]
+
+
+def test_the_gap_between_two_messages_keeps_its_fraction(dripline, tmp_path):
+    def gaps() -> list[str]:
+        return [line.split("\t")[6] for line in dripline("devices", "list")[1].splitlines()]
+
+    path = tmp_path / "devices.csv"
+    path.write_text("name,min_gap_s\nd-1,0.75\nd-2,0.25\nd-3,\n")
+    assert dripline("devices", "add", "--name", "d-1", "--min-gap-s", "0.5")[0] == 0
+    assert gaps() == ["0.5"]
+    assert dripline("devices", "import", path)[:2] == (0, "3 rows: 2 created, 1 updated, 0 unchanged, 0 rejected\n")
+    assert gaps() == ["0.75", "0.25", "5"]
+    assert dripline("devices", "import", path)[1] == "3 rows: 0 created, 0 updated, 3 unchanged, 0 rejected\n"
+    assert dripline("devices", "set", "d-2", "--min-gap-s", "2.125")[:2] == (0, "d-2: changed\n")
+    assert dripline("devices", "set", "d-2", "--min-gap-s", "2.125")[1] == "d-2: unchanged\n"
+    assert gaps() == ["0.75", "2.125", "5"]
 
 
 def test_a_device_file_with_an_unknown_column_changes_nothing(dripline, database_url, tmp_path):

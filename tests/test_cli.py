@@ -98,6 +98,57 @@ def test_a_persons_error_is_one_line(place, arguments, status, line):
     assert (done.returncode, done.stdout, done.stderr) == (status, "", expected)
 
 
+READING = [
+    ("status",), ("explain", "60123456789"), ("leads", "unmatched"), ("devices", "list"), ("sequences", "list"),
+    ("in-doubt", "list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_a_database_that_is_not_migrated_is_refused_alike_everywhere(empty_url, command):
+    done = dripline(*command, DRIPLINE_DATABASE_URL=empty_url)
+    line = "error: database: it is not migrated - run: dripline db migrate\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize("command", [*READING, ("db", "status"), ("devices", "add", "--name", "d-1")], ids=" ".join)
+def test_a_mistyped_data_directory_is_refused_and_not_made(place, command):
+    done = dripline(*command, "--data-dir", "dtaa", cwd=place)
+    line = "error: --data-dir: there is no database in dtaa - make one: dripline db migrate\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (
+            {"DRIPLINE_GUARD_S": "1"},
+            "error: settings: guard_s=1.0 must be at least deadline_s + 2 x skew_s = 40.0\n",
+        ),
+        ({"DRIPLINE_GUARD_S": "long"}, "error: DRIPLINE_GUARD_S: input should be a valid number"),
+        (
+            {"DRIPLINE_DATABASE_URL": "postgresql://u:hush@127.0.0.1:99999/x"},
+            "error: --database-url: not a PostgreSQL URL - write postgresql://user@host:5432/database\n",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_one_line_of_ours(place, environment, line):
+    done = dripline("status", cwd=place, **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_figures_file_and_json_on_stdout_have_twins_of_their_own():
+    twins = {
+        name: {each.envvar for each in cli.load(name).params if "--json" in each.opts}
+        for name in ("simulate", "prove", "import", "status")
+    }
+    files = {"DRIPLINE_JSON_FILE"}
+    assert twins == {"simulate": files, "prove": files, "import": files, "status": {"DRIPLINE_JSON"}}
+
+
 def test_a_database_is_migrated_shown_and_printed(empty_url):
     assert dripline("db", "migrate", DRIPLINE_DATABASE_URL=empty_url).stdout == NAMES
     assert dripline("db", "migrate", "--database-url", empty_url).stdout == "nothing to do\n"
@@ -145,8 +196,10 @@ def test_a_server_in_use_is_left_running(place):
     assert not server.running()
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_command_that_is_told_to_end_closes_what_it_opened(sent, status):
+@pytest.mark.parametrize(
+    ("sent", "status", "line"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_a_command_that_is_told_to_end_closes_what_it_opened(sent, status, line):
     code = (
         "import asyncio\n"
         "from dispatcher.cli import main as cli\n"
@@ -162,7 +215,7 @@ def test_a_command_that_is_told_to_end_closes_what_it_opened(sent, status):
         assert command.stdout is not None
         assert command.stdout.readline() == "begun\n"
         command.send_signal(sent)
-        assert command.communicate(timeout=20) == ("closed\n", "")
+        assert command.communicate(timeout=20) == ("closed\n", line)
     assert command.returncode == status
 
 

@@ -44,7 +44,7 @@ DataDir = Annotated[
         "--data-dir",
         envvar="DRIPLINE_DATA_DIR",
         show_default=".dripline",
-        help="Where the embedded server keeps its data.",
+        help="Where the embedded server keeps its data. Only db start, db migrate, run and simulate make a new one.",
     ),
 ]
 By = Annotated[
@@ -63,7 +63,11 @@ _LINE_EVERY_S: Final = 5.0
 def run(body: Coroutine[Any, Any, T]) -> T:
     """Run a command's async body to its end; SIGTERM ends it like Ctrl-C, with everything closed again."""
     with sigterm_ends():
-        return asyncio.run(body)
+        try:
+            return asyncio.run(body)
+        except (KeyboardInterrupt, SystemExit) as end:
+            err.out("interrupted" if isinstance(end, KeyboardInterrupt) else "terminated")
+            raise
 
 
 @contextmanager
@@ -78,10 +82,16 @@ def sigterm_ends() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def served(url: str | None, data_dir: Path | None) -> AsyncIterator[str]:
+async def served(url: str | None, data_dir: Path | None, *, create: bool = False) -> AsyncIterator[str]:
     """The URL to use: ``url``, the one in the settings, or that of the embedded server in ``data_dir``.
 
     An embedded server that was started for this is stopped again, unless others use it by then.
+
+    Args:
+        create: make an embedded database where there is none.
+
+    Raises:
+        InputError: there is none, and none may be made: a mistyped directory must not look like an empty database.
     """
     settings = load_settings(database_url=url, data_dir=data_dir)
     if settings.database_url is not None:
@@ -89,6 +99,8 @@ async def served(url: str | None, data_dir: Path | None) -> AsyncIterator[str]:
         return
     server = EmbeddedServer(settings.data_dir)
     running = await asyncio.to_thread(server.running)
+    if not create and not server.exists():
+        raise InputError("--data-dir", f"there is no database in {settings.data_dir}", "make one: dripline db migrate")
     try:
         yield await asyncio.to_thread(server.start)
     finally:
@@ -97,14 +109,16 @@ async def served(url: str | None, data_dir: Path | None) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def database(url: str | None, data_dir: Path | None) -> AsyncIterator[asyncpg.Connection]:
+async def database(
+    url: str | None, data_dir: Path | None, *, create: bool = False
+) -> AsyncIterator[asyncpg.Connection]:
     """A connection to what ``served`` finds; what befalls the database becomes one line.
 
     Raises:
-        InputError: the URL is none.
+        InputError: the URL is none, there is no embedded database, or it is not migrated.
         StoreError: the database cannot be used, or went away.
     """
-    async with served(url, data_dir) as found:
+    async with served(url, data_dir, create=create) as found:
         connection = await connect(found)
         try:
             with store_errors(found):

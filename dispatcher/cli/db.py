@@ -21,7 +21,7 @@ from dispatcher.cli.common import (
 )
 from dispatcher.config import load_settings
 from dispatcher.core.moments import span_us
-from dispatcher.errors import InputError
+from dispatcher.errors import InputError, NotMigratedError
 from dispatcher.store import migrate as migrations
 from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.recovery import Lost, Recovered, foresee, now_us, recover
@@ -39,7 +39,7 @@ def migrate(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
     """Bring the schema up to date; what is in force already is left alone."""
 
     async def body() -> list[str]:
-        async with database(database_url, data_dir) as connection:
+        async with database(database_url, data_dir, create=True) as connection:
             return await migrations.migrate(connection)
 
     for name in run(body()) or ["nothing to do"]:
@@ -101,7 +101,7 @@ def recovered(
     async def body() -> Recovered:
         async with database(database_url, data_dir) as connection:
             if any(each.applied_at is None for each in await migrations.status(connection)):
-                raise InputError("database", "it is not migrated", "run: dripline db migrate")
+                raise NotMigratedError
             now = await now_us(connection)
             lost = Lost(
                 since_us=now if since == "now" else moment_us("--since", since),

@@ -51,7 +51,9 @@ def import_leads(
         typer.Option(help="Where numbers without a country code are dialled, such as US; without it, none are."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the counts here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", envvar="DRIPLINE_JSON_FILE", help="Write the counts here.")
+    ] = None,
     rejects_file: Annotated[
         Path | None,
         typer.Option(
@@ -164,10 +166,7 @@ def _report(counts: Counts, seconds: float, dry_run: bool, rejects_file: Path | 
 
 def _write_json(path: Path, counts: Counts, seconds: float, dry_run: bool) -> None:
     content = {
-        "rows": counts.rows,
-        "imported": counts.imported,
-        "merged": counts.merged,
-        "rejected": counts.rejected,
+        **counts.as_json(),
         "reasons": dict(counts.reasons.most_common()),
         "seconds": round(seconds, 3),
         "dry_run": dry_run,

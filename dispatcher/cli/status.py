@@ -11,7 +11,6 @@ import asyncpg
 import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
-from dispatcher.errors import InputError
 from dispatcher.intake.unmatched import find_unmatched
 from dispatcher.store.statements import statements
 
@@ -73,14 +72,8 @@ def status(
 
 
 async def read_standing(connection: asyncpg.Connection) -> Standing:
-    """How things stand. Every part is read by itself: no snapshot is held for long.
-
-    Raises:
-        InputError: the database is not migrated.
-    """
+    """How things stand. Every part is read by itself: no snapshot is held for long."""
     sql = statements("status")
-    if not await connection.fetchval("SELECT to_regclass('dripline_database') IS NOT NULL"):
-        raise InputError("database", "it is not migrated", "run: dripline db migrate")
     stamp = await connection.fetchrow(sql["stamp"])
     leader = await connection.fetchrow(sql["leader"])
     sequences = _rows(await connection.fetch(sql["enrolments"]))

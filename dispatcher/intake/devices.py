@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import asyncpg
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
+from dispatcher.config import problem_of
 from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.store.statements import statements
@@ -17,6 +18,7 @@ from dispatcher.store.statements import statements
 Health = Literal["available", "draining", "quarantined", "offline"]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
+_LONGEST_GAP_S: Final = 30 * 86_400
 _PHONE_DIGITS: Final = range(3, 16)
 _PUNCTUATION: Final = str.maketrans("", "", "+()-. \t")
 
@@ -34,7 +36,7 @@ class Device(BaseModel):
     quota_per_hour: Count | None = None
     quota_per_day: Count | None = None
     in_flight_max: Count | None = None
-    min_gap_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    min_gap_s: Annotated[float, Field(ge=0, le=_LONGEST_GAP_S, allow_inf_nan=False)] | None = None
     health: Health | None = None
     health_cause: str | None = None
 
@@ -78,11 +80,21 @@ def device(subject: str, values: dict[str, Any]) -> Device:
     try:
         return Device(**values)
     except ValidationError as error:
-        raise InputError(subject, _first(error)) from None
+        raise InputError(subject, f"{error.errors()[0]['loc'][0]}: {problem_of(error)}") from None
 
 
 async def write_device(connection: asyncpg.Connection, given: Device) -> bool | None:
-    """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed."""
+    """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed.
+
+    Raises:
+        InputError: its phone is another device's: the limits of a number would hold twice.
+    """
+    if given.phone is not None:
+        other = await connection.fetchval(statements("intake")["device_of_phone"], given.phone, given.name)
+        if other is not None:
+            raise InputError(
+                f"device {given.name!r}", f"phone {given.phone} is that of device {other!r}", "give it its own"
+            )
     created: bool | None = await connection.fetchval(
         statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)
     )
@@ -132,8 +144,13 @@ async def import_devices(connection: asyncpg.Connection, file: CsvFile) -> Writt
         raise InputError(str(file.path), "it has no column 'name'", _KNOWN)
     written = Written()
     async with connection.transaction():
-        for given in _devices(file, columns, written):
-            match await write_device(connection, given):
+        for line, given in _devices(file, columns, written):
+            try:
+                became = await write_device(connection, given)
+            except InputError as error:
+                written.rejected.append((line, error.problem))
+                continue
+            match became:
                 case None:
                     written.unchanged += 1
                 case True:
@@ -143,7 +160,7 @@ async def import_devices(connection: asyncpg.Connection, file: CsvFile) -> Writt
     return written
 
 
-def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[Device]:
+def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[tuple[int, Device]]:
     seen: set[str] = set()
     for record in file.records():
         values = {name: cell for name, cell in zip(columns, record.cells, strict=False) if cell.strip()}
@@ -157,7 +174,7 @@ def _devices(file: CsvFile, columns: list[str], written: Written) -> Iterator[De
             written.rejected.append((record.line, error.problem))
             continue
         seen.add(given.name)
-        yield given
+        yield record.line, given
 
 
 def _column(file: CsvFile, name: str) -> str:
@@ -167,9 +184,3 @@ def _column(file: CsvFile, name: str) -> str:
         advice = f"did you mean {near[0]!r}?" if near else _KNOWN
         raise InputError(str(file.path), f"unknown column {name!r}", advice)
     return known
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    problem = first["msg"].removeprefix("Value error, ")
-    return f"{first['loc'][0]}: {problem[:1].lower()}{problem[1:]}"

@@ -41,6 +41,10 @@ class Counts:
         """Records seen."""
         return self.imported + self.merged + self.rejected
 
+    def as_json(self) -> dict[str, int]:
+        """The sum and its parts."""
+        return {name: getattr(self, name) for name in ("rows", "imported", "merged", "rejected")}
+
 
 @dataclass(slots=True)
 class _Wish:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 
 import asyncpg
 
-from dispatcher.errors import InputError, StoreError
+from dispatcher.errors import InputError, NotMigratedError, StoreError
 from dispatcher.store import arrays
 
 MINIMUM_MAJOR: Final = 15
@@ -112,8 +112,8 @@ def store_errors(url: str) -> Iterator[None]:
         raise StoreError(f"{place(url)}: the password is wrong or missing") from None
     except asyncpg.InvalidCatalogNameError:
         raise StoreError(f"{place(url)}: there is no such database") from None
-    except asyncpg.UndefinedTableError as error:
-        raise StoreError(f"{place(url)}: {error} - run: dripline db migrate") from None
+    except asyncpg.UndefinedTableError:
+        raise NotMigratedError from None
     except asyncpg.LockNotAvailableError:
         raise StoreError(f"{place(url)}: another session holds a lock that is needed - try again") from None
     except asyncpg.InsufficientPrivilegeError as error:
@@ -153,7 +153,7 @@ def _dialling(url: str) -> Iterator[None]:
     try:
         with store_errors(url):
             yield
-    except ValueError:  # its text may quote a part of the password
+    except (ValueError, OverflowError):  # no URL, or a port beyond all; the text may quote a part of the password
         raise InputError("--database-url", "not a PostgreSQL URL", _EXAMPLE) from None
     except (asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError) as error:
         raise InputError("--database-url", str(error)) from None

@@ -116,6 +116,10 @@ class EmbeddedServer:
         """The libpq URL of ``database`` on this server, running or not."""
         return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(self._socket_dir()))}"
 
+    def exists(self) -> bool:
+        """Whether the data directory holds a cluster."""
+        return self._cluster.exists()
+
     def running(self) -> bool:
         """Whether a server runs on this data directory.
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import asyncpg
 
-from dispatcher.errors import InputError, RefusedError
+from dispatcher.errors import NotMigratedError, RefusedError
 from dispatcher.store.migrate import migrate, migrations
 
 Kind = Literal["live", "rehearsal"]
@@ -49,7 +49,7 @@ async def stamp(conn: asyncpg.Connection, kind: Kind, *, hour_s: float = 3600.0,
         InputError: the database is not migrated.
     """
     if not await _migrated(conn):
-        raise InputError("database", "it is not migrated", "run: dripline db migrate")
+        raise NotMigratedError
     try:
         await conn.execute(_STAMP, kind, hour_s, clock_us)
     except asyncpg.RaiseError:

@@ -30,7 +30,9 @@ Without = Annotated[
 Regressions = Annotated[
     Path, typer.Option(metavar="FILE", help="Failing seeds are added to this file, reduced to the faults they take.")
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", envvar="DRIPLINE_JSON_FILE", help="Write the figures here.")
+]
 
 
 @app.command(name="prove", epilog="Example: dripline prove --seeds 1000 --jobs 2")
@@ -55,7 +57,7 @@ def prove(
     """
     require_writable("--json", json_file)
     require_writable("--regressions", regressions)
-    if seed is None and (trace or without):
+    if seed is None and (trace or without is not None):
         raise InputError("--trace, --without", "they are about one seed", "say which with --seed")
     if seed is not None and canaries:
         raise InputError("--canaries", "it plays seeds of its own", "leave --seed out")
@@ -74,7 +76,7 @@ def prove(
 
 def _numbers(text: str | None) -> list[int]:
     try:
-        return [int(part) for part in (text or "").split(",") if part]
+        return [] if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError("--without", f"{text!r} is no list of numbers", "write them like 3,7,12") from None
 

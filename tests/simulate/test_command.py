@@ -115,7 +115,8 @@ def test_leads_come_from_a_file_and_stay_in_a_database_of_ones_own(place, empty_
         for step in ("crypto_welcome", "crypto_wallets", "crypto_safety")
         for phone in ("60123456789", "60123456790")
     ]
-    assert json.loads((place.path / "run.json").read_text())["leads"] == 2
+    figures = json.loads((place.path / "run.json").read_text())
+    assert (figures["leads"], figures["lead_file"]) == (2, {"rows": 3, "imported": 2, "merged": 0, "rejected": 1})
     assert fetch(empty_url, "SELECT phone, name, trigger FROM leads ORDER BY phone") == [
         ("60123456789", "Ann", None),
         ("60123456790", "Bo", None),
@@ -167,6 +168,7 @@ def test_a_live_database_is_never_touched(place, database_url):
         (("--leads-csv", "leads.csv", "--map", "phone=nope"), "nope"),
         (("--leads-csv", "leads.csv", "--map", "phone"), "phone"),
         (("--map", "phone=mobile"), "--leads-csv"),
+        (("--start", "9999-12-31"), "--start: 9999"),
         (("--receipts", "run.txt"), "run.txt"),
         (("--receipts", "nowhere/run.csv"), "nowhere"),
         (("--json", "nowhere/run.json"), "nowhere"),
@@ -197,7 +199,15 @@ def test_bad_input_is_one_clear_line_and_nothing_is_started(place, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind(place):
+@pytest.mark.parametrize(
+    ("sent", "phase", "status", "line"),
+    [
+        (signal.SIGINT, "virtual time", 130, "interrupted"),
+        (signal.SIGINT, "starting Ray", 130, "interrupted"),
+        (signal.SIGTERM, "starting Ray", 143, "terminated"),
+    ],
+)
+def test_a_rehearsal_that_is_told_to_end_leaves_nothing_behind(place, sent, phase, status, line):
     arguments = ("--devices", "300", "--leads", "60000", "--shards", "2", "--days", "30")
     running = subprocess.Popen(
         [*COMMAND, *arguments, "--json", "run.json"],
@@ -206,16 +216,18 @@ def test_ctrl_c_leaves_nothing_behind(place):
     )  # fmt: skip
     try:
         assert running.stderr is not None
-        while "virtual time" not in running.stderr.readline():
+        while phase not in running.stderr.readline():
             assert running.poll() is None
+        until = time.monotonic() + 20
+        while not raylets(running.pid) and time.monotonic() < until:
+            time.sleep(0.05)
         time.sleep(1)
         started = psutil.Process(running.pid).children(recursive=True)
-        assert any("raylet" in process.name() for process in started)
         servers = [process for process in psutil.process_iter(["name", "cwd"]) if in_place(process, place)]
         assert servers
-        running.send_signal(signal.SIGINT)
+        running.send_signal(sent)
         _, errors = running.communicate(timeout=60)
-        assert running.returncode == 130
+        assert (running.returncode, errors.splitlines()[-1]) == (status, line)
         assert "Traceback" not in errors
         gone, alive = psutil.wait_procs([*started, *servers], timeout=20)
         assert alive == []
@@ -224,6 +236,11 @@ def test_ctrl_c_leaves_nothing_behind(place):
         running.kill()
         running.wait()
     assert place.left() == set()
+
+
+def raylets(pid: int) -> list[psutil.Process]:
+    """Ray's own process of a node, below ``pid``."""
+    return [process for process in psutil.Process(pid).children(recursive=True) if "raylet" in process.name()]
 
 
 def in_place(process: psutil.Process, place: Place) -> bool:

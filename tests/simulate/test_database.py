@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
+from dispatcher.intake.leads import Counts
+
 QUOTAS = """
 SELECT max(hour) AS hour, max(day) AS day FROM (
     SELECT count(*) OVER (PARTITION BY device_id ORDER BY reserved_at
@@ -51,9 +53,9 @@ FROM generate_series(1000, 1299) n
 LATER_CRYPTO = "SELECT trigger FROM sequence_steps WHERE trigger LIKE 'crypto_%' AND NOT is_entry_point"
 
 
-async def three_hundred(connection: asyncpg.Connection) -> int:
+async def three_hundred(connection: asyncpg.Connection) -> Counts:
     await connection.execute(LEADS)
-    return 300
+    return Counts(imported=300)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections import Counter
 import asyncpg
 import pytest
 
+from dispatcher.intake.leads import Counts
 from dispatcher.intake.unmatched import Unmatched, find_unmatched
 from dispatcher.store.connect import connect
 
@@ -26,10 +27,10 @@ TRIGGERS = (
 """What a lead carries and the sequences' entries that it enters by; two hundred leads each."""
 
 
-async def two_thousand(connection: asyncpg.Connection) -> int:
+async def two_thousand(connection: asyncpg.Connection) -> Counts:
     records = [(f"9991{n:07d}", TRIGGERS[n % len(TRIGGERS)][0]) for n in range(2000)]
     await connection.copy_records_to_table("leads", records=records, columns=("phone", "trigger"))
-    return 2000
+    return Counts(imported=2000)
 
 
 async def unmatched(url: str) -> list[Unmatched]:

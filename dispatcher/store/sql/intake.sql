@@ -93,13 +93,16 @@ SELECT d.name, d.phone, d.health, d.health_cause, d.quota_per_hour, d.quota_per_
        b.messages_hour, b.messages_today, b.current_processing, d.gateway_url
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.number;
 
+-- name: device_of_phone
+-- Another device with this phone.
+SELECT name FROM devices WHERE phone = $1 AND name <> $2 LIMIT 1;
+
 -- name: write_device
 -- NULL keeps what the device has; a new one gets the default. No row comes back when nothing changes.
 INSERT INTO devices AS d (name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
                           in_flight_max, min_gap_s, health, health_cause)
 VALUES ($1, $2, $3, $4, coalesce($5, true), coalesce($6, 80), coalesce($7, 800), coalesce($8, 50),
-        coalesce($9::double precision, 5),
-        coalesce($10, 'available'), $11)
+        coalesce($9::double precision, 5), coalesce($10, 'available'), $11)
 ON CONFLICT (name) DO UPDATE SET
     phone = coalesce($2, d.phone), gateway_url = coalesce($3, d.gateway_url),
     gateway_token = coalesce($4, d.gateway_token), gateway_idempotent = coalesce($5, d.gateway_idempotent),
