@@ -114,6 +114,18 @@ async def test_changes_of_leads_are_queued(connection):
     ]
 
 
+async def test_a_bulk_statement_queues_two_hundred_leads_that_changed_alike_a_row(connection):
+    await connection.execute("INSERT INTO leads (phone, trigger) SELECT n, 'a' FROM generate_series(1, 500) n")
+    await connection.execute("UPDATE leads SET trigger = trigger || ',' || id")
+    await connection.execute("UPDATE leads SET trigger = CASE WHEN id <= 450 THEN 'b' END || ',' || trigger")
+    await connection.execute("UPDATE leads SET trigger = 'c' WHERE id IN (7, 8)")
+    rows = await connection.fetch("SELECT cardinality(leads), old_trigger, new_trigger FROM lead_changes ORDER BY id")
+    assert [tuple(row) for row in rows[:6]] == [(200, None, None), (200, None, None), (100, None, None)] * 2
+    taken_away = [(1, "b,a,7", "c"), (1, "b,a,8", "c"), *((1, f"a,{id_}", None) for id_ in range(451, 501))]
+    assert [tuple(row) for row in rows[6:8]] == [(200, None, None)] * 2
+    assert {tuple(row) for row in rows[8:]} == {(50, None, None), *taken_away}
+
+
 async def test_the_completers_own_changes_are_not_queued(connection):
     await connection.execute("INSERT INTO leads (phone, trigger) VALUES ('1', 'a')")
     await connection.execute("DELETE FROM lead_changes")
