@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     cycle_s: float = Field(30.0, gt=0, description="the coordinator wakes at latest after this long")
     complete_rows: int = Field(5000, ge=1, description="outcomes completed in one transaction, at most")
     complete_wait_s: float = Field(0.2, ge=0, description="how long outcomes are gathered, at most")
-    enrol_rows: int = Field(20_000, ge=1, description="lead changes enrolled in one transaction, at most")
+    enrol_rows: int = Field(20_000, ge=1, description="lead changes enrolled in one transaction, about")
     bulk_rows: int = Field(50_000, ge=1, description="rows that one holding, moving or rescuing pass touches, at most")
     retry_limit: int = Field(5, ge=0, description="counted failures before an enrolment fails")
     retry_base_s: float = Field(60.0, gt=0, description="backoff after the first counted failure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 import numpy as np
@@ -22,7 +23,7 @@ class EnrolPass:
     """Summary of one pass."""
 
     taken: int
-    """Lead changes worked off."""
+    """Changes of leads worked off."""
     enrolled: int
     stopped: int
     number: Int32s
@@ -54,9 +55,8 @@ class Enroller:
             # New devices start among others that have finished most of what they were ever given.
             self._load, self._loaded_for = await self._store.home_load(), fleet
         rows = self._settings.enrol_rows
-        plan = self._plan(fleet, rows)
         done = await self._store.enrol(
-            catalogue, plan, now_us, epoch=epoch, rows=rows, hour_us=self._settings.hours_us(1)
+            catalogue, partial(self._plan, fleet), now_us, epoch=epoch, rows=rows, hour_us=self._settings.hours_us(1)
         )
         for device, count in done.home.items():
             if device is not None:
@@ -69,9 +69,9 @@ class Enroller:
         enrolled = sum(done.home.values())
         return EnrolPass(done.taken, enrolled, done.stopped, fleet.number[rows_of_homes], more)
 
-    def _plan(self, fleet: Fleet, rows: int) -> list[UUID]:
-        """Home devices for the next leads without one: least loaded for its day quota first."""
+    def _plan(self, fleet: Fleet, leads: int) -> list[UUID]:
+        """Home devices for so many leads without one: least loaded for its day quota first."""
         load = np.array([self._load.get(device, 0) for device in fleet.device_id], np.int64)
         weight = np.where(fleet.available, fleet.quota_per_day, 0).astype(np.float64)
-        chosen = plan_homes(load, weight, rows).tolist()
+        chosen = plan_homes(load, weight, leads).tolist()
         return [fleet.device_id[row] for row in chosen]

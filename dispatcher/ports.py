@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 from uuid import UUID
@@ -88,10 +88,15 @@ class Beat(NamedTuple):
     """The database's clock."""
 
 
+Homes = Callable[[int], list[UUID]]
+"""The home devices of so many leads without one, in order; none when no device is available."""
+
+
 class Enrolled(NamedTuple):
     """What one batch of lead changes led to."""
 
     taken: int
+    """Leads that had changed; one that changed twice counts twice."""
     stopped: int
     home: dict[UUID | None, int]
     """New enrolments by home device."""
@@ -138,12 +143,12 @@ class EnrolStore(Protocol):
         """Live enrolments by home device."""
 
     async def enrol(
-        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+        self, catalogue: Catalogue, homes: Homes, now_us: int, *, epoch: int, rows: int, hour_us: int
     ) -> Enrolled:
-        """Turn up to ``rows`` queued lead changes into enrolments and ends.
+        """Turn queued changes of ``rows`` leads, and few more, into enrolments and ends.
 
         Args:
-            plan: home devices for leads without one, in order; as long as ``rows`` or empty.
+            homes: the home devices of so many leads without one, in order, or none; asked when changes were taken.
 
         Raises:
             FencedError: another coordinator has taken over; nothing was written.

@@ -74,7 +74,7 @@ WHERE c.id >= $3 AND c.id < $4
 _MISSED_SQL: Final = """
 SELECT count(*) FROM leads l
 WHERE l.trigger <> '' AND l.opted_out_at IS NULL
-  AND NOT EXISTS (SELECT FROM lead_changes q WHERE q.lead_id = l.id)
+  AND l.id NOT IN (SELECT unnest(leads) FROM lead_changes)
   AND EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) JOIN open_entries e ON e.trigger = t.token
               JOIN sequences s ON s.id = e.sequence_id AND (NOT s.requires_opt_in OR l.opted_in_at IS NOT NULL)
               WHERE NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id

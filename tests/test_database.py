@@ -92,7 +92,7 @@ async def test_one_row_an_attempt_and_one_accepted_a_visit(ledger):
     await attempt(ledger, 3, "accepted", generation=1)
 
 
-CHANGES = "SELECT lead_id, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id"
+CHANGES = "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id"
 
 
 async def test_changes_of_leads_are_queued(connection):
@@ -105,14 +105,25 @@ async def test_changes_of_leads_are_queued(connection):
     await connection.execute("UPDATE leads SET opted_out_at = NULL, opted_in_at = now() WHERE id = 2")
     await connection.execute("DELETE FROM leads WHERE id IN (2, 3)")
     assert [tuple(row) for row in await connection.fetch(CHANGES)] == [
-        (1, None, "a", False),
-        (1, "a", "a,b", False),
-        (3, None, "a,b", False),
-        (2, "", "", True),
-        (2, "", "", False),
-        (2, "", None, False),
-        (3, "a,b", None, False),
+        ([1], None, None, False),
+        ([1, 3], None, None, False),
+        ([2], None, None, True),
+        ([2], None, None, False),
+        ([2], "", None, False),
+        ([3], "a,b", None, False),
     ]
+
+
+async def test_a_bulk_statement_queues_two_hundred_leads_that_changed_alike_a_row(connection):
+    await connection.execute("INSERT INTO leads (phone, trigger) SELECT n, 'a' FROM generate_series(1, 500) n")
+    await connection.execute("UPDATE leads SET trigger = trigger || ',' || id")
+    await connection.execute("UPDATE leads SET trigger = CASE WHEN id <= 450 THEN 'b' END || ',' || trigger")
+    await connection.execute("UPDATE leads SET trigger = 'c' WHERE id IN (7, 8)")
+    rows = await connection.fetch("SELECT cardinality(leads), old_trigger, new_trigger FROM lead_changes ORDER BY id")
+    assert [tuple(row) for row in rows[:6]] == [(200, None, None), (200, None, None), (100, None, None)] * 2
+    taken_away = [(1, "b,a,7", "c"), (1, "b,a,8", "c"), *((1, f"a,{id_}", None) for id_ in range(451, 501))]
+    assert [tuple(row) for row in rows[6:8]] == [(200, None, None)] * 2
+    assert {tuple(row) for row in rows[8:]} == {(50, None, None), *taken_away}
 
 
 async def test_the_completers_own_changes_are_not_queued(connection):

@@ -85,6 +85,19 @@ async def test_a_failed_migration_leaves_nothing_behind(empty, monkeypatch):
     assert await column(empty, CREATED) == []
 
 
+async def test_changes_queued_before_the_queue_held_many_leads_a_row_wait_on(empty, monkeypatch):
+    earlier = tuple(migration for migration in migrations() if migration.version < 8)
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate_module, "migrations", lambda: earlier)
+        await migrate(empty)
+    await empty.execute("INSERT INTO leads (phone, trigger) VALUES ('1', 'a'), ('2', 'a')")
+    await empty.execute("UPDATE leads SET trigger = NULL WHERE id = 2")
+    assert await migrate(empty) == ["queue"]
+    await empty.execute("UPDATE leads SET trigger = 'a,b' WHERE id = 1")
+    queued = await empty.fetch("SELECT leads, old_trigger, new_trigger FROM lead_changes ORDER BY id")
+    assert [tuple(row) for row in queued] == [([1], None, "a"), ([2], None, "a"), ([2], "a", None), ([1], None, None)]
+
+
 async def test_the_script_alone_migrates(empty):
     await empty.execute(script().removeprefix("\\set ON_ERROR_STOP on\n"))
     assert await migrate(empty) == []

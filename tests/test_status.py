@@ -47,7 +47,7 @@ INSERT INTO leads (phone, name, niche, trigger) VALUES
     ('60100000008', NULL, NULL, 'fitness_start');
 UPDATE leads SET opted_out_at = dripline_now() - interval '3 hours' WHERE id = 5;
 DELETE FROM lead_changes;
-INSERT INTO lead_changes (lead_id, new_trigger) VALUES (8, 'fitness_start');
+INSERT INTO lead_changes (leads) VALUES ('{8}');
 """
 
 ENROLMENTS = """

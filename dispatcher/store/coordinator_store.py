@@ -15,7 +15,7 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import EndedLeases, Want
 from dispatcher.core.moments import NEVER_US
 from dispatcher.errors import FencedError, StoreUnavailableError
-from dispatcher.ports import Enrolled, Search, Versions
+from dispatcher.ports import Enrolled, Homes, Search, Versions
 from dispatcher.store import arrays
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.columns import int32s, int64s, moments
@@ -91,31 +91,31 @@ class PostgresCoordinatorStore:
     # Enrolment -----------------------------------------------------------------------------------------------
 
     async def enrol(
-        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+        self, catalogue: Catalogue, homes: Homes, now_us: int, *, epoch: int, rows: int, hour_us: int
     ) -> Enrolled:
-        """Turn up to ``rows`` queued lead changes into enrolments and ends, in one transaction.
+        """Turn queued changes of ``rows`` leads, and few more, into enrolments and ends, in one transaction.
 
         Args:
-            plan: home devices for leads without one, in order; as long as ``rows`` or empty.
+            homes: the home devices of so many leads without one, in order, or none; asked when changes were taken.
 
         Raises:
             FencedError: another coordinator has taken over; nothing was written.
         """
         try:
-            return await self._enrol(catalogue, plan, now_us, epoch=epoch, rows=rows, hour_us=hour_us)
+            return await self._enrol(catalogue, homes, now_us, epoch=epoch, rows=rows, hour_us=hour_us)
         except asyncpg.UniqueViolationError:
             # Somebody else has enrolled one of these leads at the same moment: that is seen now.
-            return await self._enrol(catalogue, plan, now_us, epoch=epoch, rows=rows, hour_us=hour_us)
+            return await self._enrol(catalogue, homes, now_us, epoch=epoch, rows=rows, hour_us=hour_us)
 
     async def _enrol(
-        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+        self, catalogue: Catalogue, homes: Homes, now_us: int, *, epoch: int, rows: int, hour_us: int
     ) -> Enrolled:
         async with self._session.transaction() as connection:
             taken = await connection.fetchrow(statements("enrol")["take_changes"], rows, now_us)
             assert taken is not None
             if not taken["taken"]:
                 return Enrolled(0, 0, {})
-            homes, order = _numbered(plan[: taken["taken"]])
+            devices, order = _numbered(homes(taken["taken"]))
             found = await connection.fetch(
                 statements("enrol")["enrol"],
                 taken["leads"],
@@ -125,7 +125,7 @@ class PostgresCoordinatorStore:
                 now_us,
                 epoch,
                 hour_us,
-                homes,
+                devices,
             )
             if found[-1]["held"] != 1:
                 raise FencedError("coordinator", epoch)

@@ -15,7 +15,7 @@ from dispatcher.core.leases import EndedLeases, Want
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.triggers import remove
 from dispatcher.errors import FencedError
-from dispatcher.ports import Enrolled, Search, Versions
+from dispatcher.ports import Enrolled, Homes, Search, Versions
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.ending import Given, Setback, end_attempts, give_back, suppress_waiting
 from simulate.memory_store.enrolling import enrol, search_entries
@@ -83,19 +83,19 @@ class MemoryCoordinatorStore:
     # Enrolment -----------------------------------------------------------------------------------------------
 
     async def enrol(
-        self, catalogue: Catalogue, plan: list[UUID], now_us: int, *, epoch: int, rows: int, hour_us: int
+        self, catalogue: Catalogue, homes: Homes, now_us: int, *, epoch: int, rows: int, hour_us: int
     ) -> Enrolled:
-        """Turn up to ``rows`` queued lead changes into enrolments and ends.
+        """Turn queued changes of ``rows`` leads, and few more, into enrolments and ends.
 
         Args:
-            plan: home devices for leads without one, in order; as long as ``rows`` or empty.
+            homes: the home devices of so many leads without one, in order, or none; asked when changes were taken.
 
         Raises:
             FencedError: another coordinator has taken over; nothing was written.
         """
         if self._database.queue and not self._database.in_force(COORDINATOR, epoch):
             raise FencedError(COORDINATOR, epoch)
-        return enrol(self._database, catalogue, plan, now_us, rows=rows, hour_us=hour_us)
+        return enrol(self._database, catalogue, homes, now_us, rows=rows, hour_us=hour_us)
 
     async def search_entries(self, rows: int) -> Search | None:
         """Look for leads of a newly opened entry among the next ``rows`` leads; None when nothing is open."""

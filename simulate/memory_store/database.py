@@ -184,7 +184,7 @@ class MemoryDatabase:
         self._last_lead += 1
         self.leads[self._last_lead] = Lead(self._last_lead, phone, trigger=trigger, **columns)
         if trigger:
-            self.queue.append(Change(self._last_lead, None, trigger, False))
+            self.queue.append(Change((self._last_lead,)))
         return self._last_lead
 
     def set_lead(self, lead: int, **columns: Any) -> None:
@@ -195,7 +195,8 @@ class MemoryDatabase:
             setattr(row, column, value)
         now = (row.trigger, row.opted_in_us is None, row.opted_out_us is None)
         if was != now:
-            self.queue.append(Change(lead, was[0], row.trigger, was[2] and not now[2]))
+            texts = (None, None) if _all_stayed(was[0], row.trigger) else (was[0], row.trigger)
+            self.queue.append(Change((lead,), *texts, opted_out=was[2] and not now[2]))
 
     def set_trigger(self, lead: int, trigger: str | None) -> None:
         """Write another trigger list."""
@@ -215,7 +216,7 @@ class MemoryDatabase:
 
     def delete_lead(self, lead: int) -> None:
         """Delete a lead; its enrolments stay."""
-        self.queue.append(Change(lead, self.leads.pop(lead).trigger, None, False))
+        self.queue.append(Change((lead,), self.leads.pop(lead).trigger))
 
     # What services read --------------------------------------------------------------------------------------
 
@@ -368,3 +369,8 @@ class MemoryDatabase:
             self.handovers[token] = [record for record in self.handovers[token] if record.handed_us >= before_us]
             if not self.handovers[token]:
                 del self.handovers[token]
+
+
+def _all_stayed(old: str | None, new: str | None) -> bool:
+    """Whether the old list of triggers stands in the new one as it was."""
+    return not old or (new is not None and f",{old}," in f",{new},")

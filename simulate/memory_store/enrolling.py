@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from typing import NamedTuple
 from uuid import UUID
 
 from dispatcher.core import triggers
 from dispatcher.core.graph import Catalogue, Sequence
-from dispatcher.ports import Enrolled, Search
+from dispatcher.ports import Enrolled, Homes, Search
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.rows import Change, Enrolment, Lead
+
+_ALIKE = 200
+"""Leads of one change, at most."""
 
 
 class _Gone(NamedTuple):
@@ -30,15 +35,18 @@ class _Candidate(NamedTuple):
 
 
 def enrol(
-    database: MemoryDatabase, catalogue: Catalogue, plan: list[UUID], now_us: int, *, rows: int, hour_us: int
+    database: MemoryDatabase, catalogue: Catalogue, homes: Homes, now_us: int, *, rows: int, hour_us: int
 ) -> Enrolled:
-    """Turn up to ``rows`` queued lead changes into enrolments and ends."""
-    taken, database.queue[:rows] = database.queue[:rows], []
+    """Turn queued changes of ``rows`` leads, and few more, into enrolments and ends."""
+    taken = _take(database, rows)
     stopped = _end(database, taken, now_us)
-    leads = sorted({change.lead for change in taken})
+    changed = [lead for change in taken for lead in change.leads]
+    plan = homes(len(changed)) if changed else []
     home: Counter[UUID | None] = Counter()
     without: list[int] = []
-    for candidate in [each for lead in leads for each in _candidates(database, catalogue, lead, now_us, hour_us)]:
+    for candidate in [
+        each for lead in sorted(set(changed)) for each in _candidates(database, catalogue, lead, now_us, hour_us)
+    ]:
         device = candidate.home
         if device is None:
             if candidate.lead.id not in without:
@@ -48,7 +56,15 @@ def enrol(
             device = None
         database.insert(candidate.sequence, candidate.lead, candidate.trigger, device, now_us)
         home[device] += 1
-    return Enrolled(len(taken), stopped, dict(home))
+    return Enrolled(len(changed), stopped, dict(home))
+
+
+def _take(database: MemoryDatabase, rows: int) -> list[Change]:
+    """The oldest changes off the queue, whole, until they are of so many leads."""
+    leads = list(accumulate((len(change.leads) for change in database.queue), initial=0))
+    changes = bisect_left(leads, rows, hi=len(database.queue))
+    taken, database.queue[:changes] = database.queue[:changes], []
+    return taken
 
 
 def _end(database: MemoryDatabase, taken: list[Change], now_us: int) -> int:
@@ -79,10 +95,10 @@ def _gone(database: MemoryDatabase, taken: list[Change]) -> dict[int, _Gone]:
     for change in taken:
         old, new = triggers.parse(change.old_trigger), triggers.parse(change.new_trigger)
         tokens = [token for token in old if token not in new]
-        if tokens or change.opted_out:
-            gone = ended.get(change.lead, _Gone(False, [], []))
-            away = [token for token in tokens if not _carries(database, change.lead, token)]
-            ended[change.lead] = _Gone(gone.opted_out or change.opted_out, gone.tokens + tokens, gone.away + away)
+        for lead in change.leads if tokens or change.opted_out else ():
+            gone = ended.get(lead, _Gone(False, [], []))
+            away = [token for token in tokens if not _carries(database, lead, token)]
+            ended[lead] = _Gone(gone.opted_out or change.opted_out, gone.tokens + tokens, gone.away + away)
     return ended
 
 
@@ -157,7 +173,8 @@ def search_entries(database: MemoryDatabase, rows: int) -> Search | None:
     entry = min(unsearched, key=lambda entry: (entry.opened_us, entry.trigger))
     stretch = [lead for id_, lead in database.leads.items() if id_ > entry.scanned_to][:rows]
     found = [lead for lead in stretch if entry.trigger in triggers.parse(lead.trigger)]
-    database.queue += [Change(lead.id, lead.trigger, lead.trigger, False) for lead in found]
+    ids = [lead.id for lead in found]
+    database.queue += [Change(tuple(ids[at : at + _ALIKE])) for at in range(0, len(ids), _ALIKE)]
     entry.scanned_to = stretch[-1].id if stretch else entry.scanned_to
     entry.scan_done = len(stretch) < rows
     return Search(entry.trigger, len(found), entry.scan_done)

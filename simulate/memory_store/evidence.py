@@ -98,7 +98,7 @@ def _ready(device: Device) -> bool:
 
 def _missed(database: MemoryDatabase, lead: Lead) -> bool:
     """Whether the lead carries an open entry's trigger and never was enrolled by it."""
-    if lead.opted_out_us is not None or any(change.lead == lead.id for change in database.queue):
+    if lead.opted_out_us is not None or any(lead.id in change.leads for change in database.queue):
         return False
     entered = {row.sequence for row in database.of_lead.get(lead.id, ())}
     for token in triggers.parse(lead.trigger):

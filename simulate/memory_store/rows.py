@@ -66,10 +66,11 @@ class Lead:
 class Change(NamedTuple):
     """``lead_changes``: what waits for the enroller."""
 
-    lead: int
-    old_trigger: str | None
-    new_trigger: str | None
-    opted_out: bool
+    leads: tuple[int, ...]
+    old_trigger: str | None = None
+    """None, as the new one, where nothing was taken away."""
+    new_trigger: str | None = None
+    opted_out: bool = False
 
 
 @dataclass(slots=True)

@@ -121,9 +121,9 @@ async def test_a_trigger_that_is_back_before_the_attempt_ended_goes_on(world):
         await world.execute("UPDATE leads SET trigger = NULL")
         store = await world.store()
         epoch = world.coordinator.epoch
-        await store.enrol(await store.catalogue(0), [], world.now_us, epoch=epoch, rows=10, hour_us=1)
+        await store.enrol(await store.catalogue(0), lambda leads: [], world.now_us, epoch=epoch, rows=10, hour_us=1)
         await world.execute("UPDATE leads SET trigger = 'fitness_start'")
-        await store.enrol(await store.catalogue(0), [], world.now_us, epoch=epoch, rows=10, hour_us=1)
+        await store.enrol(await store.catalogue(0), lambda leads: [], world.now_us, epoch=epoch, rows=10, hour_us=1)
 
     world.sender.meanwhile = off_and_on
     await world.tick()

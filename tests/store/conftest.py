@@ -139,7 +139,7 @@ class MemoryWorld:
                 (row.id, row.trigger, row.home_device_id, row.opted_in_us, row.opted_out_us)
                 for row in base.leads.values()
             ],
-            "queue": [tuple(change) for change in base.queue],
+            "queue": [(list(change.leads), *change[1:]) for change in base.queue],
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
@@ -176,7 +176,7 @@ TABLES = {
     "leads": """
         SELECT id, trigger, home_device_id, dripline_us(opted_in_at), dripline_us(opted_out_at)
         FROM leads ORDER BY id""",
-    "queue": "SELECT lead_id, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
+    "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
     "quotas": """
         SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
@@ -373,7 +373,12 @@ class Story:
 
     async def enrol(self, rows: int = 100, epoch: int | None = None) -> Enrolled:
         return await self.store.enrol(
-            self.catalogue, [ONE] * rows, self.now_us, epoch=epoch or self.epoch, rows=rows, hour_us=HOUR_US
+            self.catalogue,
+            lambda leads: [ONE] * leads,
+            self.now_us,
+            epoch=epoch or self.epoch,
+            rows=rows,
+            hour_us=HOUR_US,
         )
 
     async def claim(self, slots: int = 9, shard_epoch: int | None = None) -> Leased | None:

@@ -118,7 +118,7 @@ async def test_a_superseded_coordinator_enrols_nobody(story):
     with pytest.raises(FencedError):
         await story.enrol()
     tables = await story.world.tables()
-    assert (tables["enrolments"], tables["queue"]) == ([], [(1, None, "start", False)])
+    assert (tables["enrolments"], tables["queue"]) == ([], [([1], None, None, False)])
 
 
 async def test_a_home_device_of_the_leads_own_comes_first_while_it_is_available(story):

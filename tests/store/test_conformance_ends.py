@@ -82,7 +82,7 @@ async def test_every_other_outcome_is_written_once_however_often_it_is_told(stor
         ("start", "active", 1, 1, False, False, None),
     ]
     assert await story.world.tables() == once
-    assert (once["devices"][0][3:], once["queue"]) == (("quarantined", "credentials"), [(3, "start", "start", True)])
+    assert (once["devices"][0][3:], once["queue"]) == (("quarantined", "credentials"), [([3], None, None, True)])
 
 
 async def test_a_late_acceptance_counts_for_its_own_attempt_only(story):

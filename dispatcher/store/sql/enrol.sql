@@ -1,24 +1,30 @@
 -- Queued lead changes become enrolments; a trigger taken off a lead or an opt-out ends them.
 
 -- name: take_changes
--- A bounded batch leaves the queue in the enrolling transaction. What a change took away ends first: a leased
--- enrolment is only marked, its shard asks again before it hands over. OFFSET 0 and CASE keep the planner on a look-up
--- a lead: where it knew of few enrolments, it read all live ones for every batch, also for one that ends nothing. The
--- status is asked twice: of a row that somebody changes meanwhile only the outer conditions are asked again.
+-- A bounded batch leaves the queue in the enrolling transaction: whole rows, the oldest first, until there are as many
+-- leads as wanted. The rows are locked one by one as their leads are counted, and none after that. What a change took
+-- away ends first: a leased enrolment is only marked, its shard asks again before it hands over. OFFSET 0 and CASE keep
+-- the planner on a look-up a lead: where it knew of few enrolments, it read all live ones for every batch, also for one
+-- that ends nothing. The status is asked twice: of a row that somebody changes meanwhile only the outer conditions are
+-- asked again.
 WITH taken AS MATERIALIZED (
     DELETE FROM lead_changes
-    WHERE ctid = ANY (ARRAY (SELECT ctid FROM lead_changes ORDER BY id LIMIT $1::bigint FOR UPDATE SKIP LOCKED))
-    RETURNING lead_id, old_trigger, new_trigger, opted_out
+    WHERE ctid = ANY (ARRAY (
+        SELECT place FROM (
+            SELECT q.ctid AS place, unnest(q.leads)
+            FROM (SELECT ctid, leads FROM lead_changes ORDER BY id FOR UPDATE SKIP LOCKED) q
+            LIMIT $1::bigint) counted))
+    RETURNING leads, old_trigger, new_trigger, opted_out
 ),
 gone AS MATERIALIZED (
-    SELECT t.lead_id, o.token, EXISTS (
+    SELECT u.lead_id, o.token, EXISTS (
                SELECT FROM leads l CROSS JOIN LATERAL dripline_tokens(l.trigger) n(token)
-               WHERE l.id = t.lead_id AND n.token = o.token) AS back
-    FROM taken t CROSS JOIN LATERAL dripline_tokens(t.old_trigger) o(token)
+               WHERE l.id = u.lead_id AND n.token = o.token OFFSET 0) AS back
+    FROM taken t CROSS JOIN LATERAL unnest(t.leads) u(lead_id) CROSS JOIN LATERAL dripline_tokens(t.old_trigger) o(token)
     WHERE t.old_trigger <> '' AND t.old_trigger IS DISTINCT FROM t.new_trigger
       AND NOT EXISTS (SELECT FROM dripline_tokens(t.new_trigger) n(token) WHERE n.token = o.token)
     UNION ALL
-    SELECT lead_id, NULL, false FROM taken WHERE opted_out
+    SELECT u.lead_id, NULL, false FROM taken t CROSS JOIN LATERAL unnest(t.leads) u(lead_id) WHERE t.opted_out
 ),
 ended AS MATERIALIZED (
     SELECT lead_id, bool_or(token IS NULL) AS opted_out,
@@ -58,9 +64,9 @@ forgotten AS (
       AND CASE WHEN c.lead_id = e.lead_id THEN c.status NOT IN ('active', 'in_doubt') AND c.trigger_kept END
       AND c.entry_trigger = ANY (e.tokens)
 )
-SELECT (SELECT count(*) FROM taken) AS taken,
+SELECT (SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM taken) AS taken,
        (SELECT count(*) FROM stopped) AS stopped,
-       (SELECT array_agg(lead_id) FROM taken)::text AS leads;
+       (SELECT array_agg(u.lead_id) FROM taken t CROSS JOIN LATERAL unnest(t.leads) u(lead_id))::text AS leads;
 
 -- name: enrol
 -- Exact tokens only; a lead without a device of its own or an earlier one takes the next of the plan, the same for
@@ -178,14 +184,16 @@ stretch AS MATERIALIZED (
         SELECT id, trigger FROM leads WHERE id > e.scanned_to ORDER BY id LIMIT $1::bigint) l
 ),
 queued AS (
-    INSERT INTO lead_changes (lead_id, old_trigger, new_trigger)
-    SELECT s.id, s.trigger, s.trigger FROM stretch s, entry e
-    WHERE strpos(s.trigger, e.trigger) > 0
-      AND EXISTS (SELECT FROM dripline_tokens(s.trigger) t(token) WHERE t.token = e.trigger)
-    RETURNING 1
+    INSERT INTO lead_changes (leads)
+    SELECT array_agg(id) FROM (
+        SELECT s.id, (row_number() OVER (ORDER BY s.id) - 1) / 200 AS part FROM stretch s, entry e
+        WHERE strpos(s.trigger, e.trigger) > 0
+          AND EXISTS (SELECT FROM dripline_tokens(s.trigger) t(token) WHERE t.token = e.trigger)) found
+    GROUP BY part ORDER BY part
+    RETURNING leads
 )
 UPDATE open_entries o
 SET scanned_to = coalesce((SELECT max(id) FROM stretch), o.scanned_to),
     scan_done = (SELECT count(*) FROM stretch) < $1::bigint
 FROM entry e WHERE o.trigger = e.trigger
-RETURNING o.trigger, (SELECT count(*) FROM queued) AS queued, o.scan_done;
+RETURNING o.trigger, (SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM queued) AS queued, o.scan_done;

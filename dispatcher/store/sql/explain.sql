@@ -17,7 +17,7 @@ LEFT JOIN devices h ON h.id = c.home_device_id
 ORDER BY c.id;
 
 -- name: queued
-SELECT EXISTS (SELECT FROM lead_changes WHERE lead_id = $1);
+SELECT EXISTS (SELECT FROM lead_changes WHERE $1 = ANY (leads));
 
 -- name: unsearched
 -- Entries whose search for leads that carried the trigger before has not come to this lead yet.

@@ -63,7 +63,7 @@ FROM devices d JOIN device_load_balance b ON b.device_id = d.id
 ORDER BY b.messages_hour::float / greatest(d.quota_per_hour, 1) DESC, b.messages_today DESC, d.number LIMIT $1;
 
 -- name: queued
-SELECT count(*) FROM lead_changes;
+SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM lead_changes;
 
 -- name: searches
 -- How far the searches have come for leads that carried a trigger before its entry opened.

@@ -56,7 +56,8 @@ FROM generate_series(1, 3) n
 """
 STANDING = """
 SELECT (SELECT count(*) FROM sequence_contacts WHERE status = 'active')
-           + (SELECT count(*) FROM lead_changes) + 3 - (SELECT count(*) FROM sequence_contacts) AS open,
+           + (SELECT coalesce(sum(cardinality(leads)), 0) FROM lead_changes)
+           + 3 - (SELECT count(*) FROM sequence_contacts) AS open,
        (SELECT count(*) FROM sequence_contacts WHERE lease_token IS NOT NULL) AS leased,
        (SELECT dripline_us(min(next_trigger_time)) FROM sequence_contacts WHERE status = 'active') AS due_us
 """

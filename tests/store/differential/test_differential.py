@@ -200,11 +200,12 @@ class History:
 
     async def enrol(self) -> None:
         rows = self.random.choice([1, 2, 5, 1000])
-        plan = [UUID(int=self.random.randint(1, self.pair.devices)) for _ in range(rows)]
+        planned = rows if self.random.random() < 0.9 else 0
+        plan = [UUID(int=self.random.randint(1, self.pair.devices)) for _ in range(planned)]
         await self.coordinator(
             "enrol",
             self.catalogue,
-            plan if self.random.random() < 0.9 else [],
+            lambda leads: plan[:leads],
             self.now_us,
             epoch=self.coordinator_epoch(),
             rows=rows,
