@@ -44,7 +44,7 @@ class PostgresCoordinatorStore:
         files = ("epochs", "catalogue", "enrol", "claim", "rescue", "complete")
         named = {name: sql for file in files for name, sql in statements(file).items()}
         around = named["claim_due"].replace(f"/* {_SKIPS_LOCKED} */", _SKIPS_LOCKED)
-        self._session = Session(pool, named | {"claim_around": around})
+        self._session, self._around = Session(pool, named), Session(pool, {"claim_due": around})
         self.seat = PostgresSeat(self._session, "coordinator", holder)
         self._careful_until_s = 0.0
 
@@ -194,7 +194,7 @@ class PostgresCoordinatorStore:
                 if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
                     raise
                 self._careful_until_s = time.monotonic() + _CAREFUL_S
-        return await self._session.row("claim_around", *arguments, f"{LOCK_TIMEOUT_S}s")
+        return await self._around.row("claim_due", *arguments, f"{LOCK_TIMEOUT_S}s")
 
     async def next_due(self, device_id: list[UUID]) -> Int64s:
         """The earliest due moment of each device; ``NEVER_US`` where nothing waits."""
