@@ -52,13 +52,11 @@ class Totals:
             self.failed.sort(key=lambda each: each.seed)
 
 
-def run(seeds: Sequence[int], jobs: int, on_result: Callable[[Totals], None]) -> Totals:
-    """Play ``seeds`` in ``jobs`` processes; ``on_result`` is called as they come in."""
-    totals = Totals()
+def run(seeds: Sequence[int], jobs: int, totals: Totals, on_result: Callable[[Totals], None]) -> None:
+    """Play ``seeds`` in ``jobs`` processes and count them in ``totals``; ``on_result`` is called as they come in."""
     for result in _results(seeds, jobs):
         totals.add(result)
         on_result(totals)
-    return totals
 
 
 def _results(seeds: Sequence[int], jobs: int) -> Iterator[Result]:

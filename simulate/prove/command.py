@@ -82,12 +82,19 @@ def _numbers(text: str | None) -> list[int]:
 
 
 def _many(seeds: range, jobs: int, regressions: Path, quiet: bool) -> tuple[bool, dict[str, Any]]:
-    from simulate.prove.campaign import reduced, run
+    from simulate.prove.campaign import Totals, reduced, run
     from simulate.prove.regressions import Regression, append
     from simulate.prove.screen import LEAST_USE, Screen, figures, show_failure, show_figures
 
+    totals = Totals()
     with Screen(len(seeds), quiet) as screen:
-        totals = run(seeds, jobs, screen.seeds)
+        try:
+            run(seeds, jobs, totals, screen.seeds)
+        except (KeyboardInterrupt, SystemExit):
+            failed = ", ".join(str(result.seed) for result in totals.failed)
+            so_far = f"broken by {failed}" if failed else "every invariant held so far"
+            err.out(f"{totals.seeds:,} of {len(seeds):,} seeds played: {so_far}")
+            raise
         found = {"first": seeds.start, **figures(totals, screen.wall_s)}
     show_figures(found)
     for result in totals.failed[:_REDUCED]:

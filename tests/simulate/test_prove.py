@@ -44,7 +44,8 @@ def nothing(_: Totals) -> None:
 
 
 def test_a_dozen_seeds_hold():
-    totals = run(range(1, 13), 1, nothing)
+    totals = Totals()
+    run(range(1, 13), 1, totals, nothing)
     assert failures(totals) == {}
     assert totals.seeds == 12
     assert len(totals.injected) >= 30
@@ -52,7 +53,8 @@ def test_a_dozen_seeds_hold():
 
 @pytest.mark.slow
 def test_three_hundred_seeds_hold_and_use_a_saturated_fleet():
-    totals = run(range(1000, 1300), 2, nothing)
+    totals = Totals()
+    run(range(1000, 1300), 2, totals, nothing)
     assert failures(totals) == {}
     assert sum(totals.injected.values()) >= 15_000
     assert set(totals.injected) == set(KINDS)
