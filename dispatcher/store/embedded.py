@@ -43,7 +43,7 @@ SETTINGS: Final = {
     "wal_buffers": "64MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "30min",
-    "wal_compression": "off",
+    "wal_compression": "pglz",
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
