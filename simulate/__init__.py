@@ -12,9 +12,15 @@ receipts    what the referee saw, as columns
 evidence    what else a run is judged by: ledger and the seed's tables, read in one snapshot
 checker     the invariants, from receipts, ledger and the seed's tables only
 timelines   slots of many devices under pacing and rolling windows, on arrays
+waits       what messages of devices waited for: pacing, a quota, room in flight
 ideal       the schedule nobody can beat, for the optimality gap
 model       the whole schedule on arrays: every message of every enrolment, with no latency
 outcome     the figures a run ends with: JSON and terminal
+frame       when and on what a run took place
+publish     what a run leaves in files: report and run data
+report      the report: one HTML file
+run_data    the run as Parquet tables
+compare     ``dripline compare``: two runs side by side
 watcher     progress on the screen
 circumstances  when, with which versions and on how many cores figures were made
 memory      the peak of all processes

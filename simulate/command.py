@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dispatcher.cli.common import DataDir, err, out, require_writable, run
+from dispatcher.cli.common import DataDir, err, out, require_directory, require_writable, run
 from dispatcher.errors import InputError
 from simulate.pacing import Pacing
 
@@ -61,6 +61,10 @@ Json = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", envvar="DRIPLINE_JSON_FILE", help="Write the figures here.")
 ]
 ReceiptFile = Annotated[Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Write the report here.")]
+RunData = Annotated[
+    Path | None, typer.Option("--parquet", metavar="DIR", help="Write tables here: sends, minutes, faults (Parquet).")
+]
 Chaos = Annotated[
     int | None,
     typer.Option(
@@ -100,6 +104,8 @@ def simulate(
     reset: Annotated[bool, typer.Option("--reset", help="Give up an earlier rehearsal in that database.")] = False,
     json_file: Json = None,
     receipts: ReceiptFile = None,
+    report: ReportFile = None,
+    parquet: RunData = None,
     keep: Keep = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the verdict, by the exit status.")] = False,
     data_dir: DataDir = None,
@@ -120,6 +126,8 @@ def simulate(
     given = load_all(sequences) if sequences else builtin()
     require_writable("--json", json_file, leads_csv, *(sequences or ()))
     require_writable("--receipts", receipts, leads_csv, *(sequences or ()))
+    require_writable("--report", report, leads_csv, *(sequences or ()))
+    require_directory("--parquet", parquet)
     if receipts is not None and receipts.suffix not in (".csv", ".parquet"):
         raise InputError("--receipts", f"{receipts.name} ends neither in .csv nor in .parquet", "rename it")
     if leads_csv is None and (columns or triggers or region):
@@ -138,6 +146,7 @@ def simulate(
         _show(_storm(stormy, settings, keep=keep, quiet=quiet), chaos_table, json_file, quiet)
         return
     from simulate.outcome import table
+    from simulate.publish import command_line, publish
     from simulate.rehearsal import START, Plan
 
     bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
@@ -151,6 +160,7 @@ def simulate(
     done = run(_rehearse(plan, settings, database_url, reset=reset, keep=keep, quiet=quiet, begun_s=begun_s))
     if receipts is not None:
         done.receipts.write(receipts, done.evidence.devices)
+    publish(done, report, parquet, command_line(context), quiet=quiet)
     _show(done.outcome, table, json_file, quiet)
 
 

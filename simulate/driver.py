@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncpg
 import ray
@@ -28,6 +28,19 @@ _GIVE_UP_S = 120.0
 _LOST = (ray.exceptions.RayError, StoreError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that broke, or was broken, at a moment of virtual time."""
+
+    at_us: int
+    kind: str
+    """``silent``: a shard did not answer the tick and was replaced; ``broken off``: the tick ended in an error."""
+    subject: str
+    """What it struck."""
+    detail: str
+    """In words."""
+
+
 @dataclass(slots=True)
 class Progress:
     """How far the run is."""
@@ -36,7 +49,13 @@ class Progress:
     claimed: int = 0
     enrolled: int = 0
     ticks: int = 0
-    reruns: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    """Why ticks were run again, one entry each time."""
+
+    @property
+    def reruns(self) -> int:
+        """Ticks that were run again."""
+        return len(self.faults)
 
 
 class Driver:
@@ -90,7 +109,8 @@ class Driver:
             self.progress.claimed += done.claimed
             self.progress.now_us = now_us
             if done.silent:
-                self.progress.reruns += 1
+                shards = ", ".join(map(str, done.silent))
+                self.progress.faults.append(Fault(now_us, "silent", f"shard {shards}", "no answer within the tick"))
                 await self._revive(now_us)
                 continue
             self.progress.ticks += 1
@@ -122,7 +142,7 @@ class Driver:
                 if time.monotonic() > give_up_s:
                     raise StoreError(f"virtual time stands still: {_last_line(error)}") from None
                 _log.warning("tick broken off: %s", error)
-                self.progress.reruns += 1
+                self.progress.faults.append(Fault(now_us, "broken off", "the tick", _last_line(error)))
                 await asyncio.sleep(_PAUSE_S)
                 await self._revive(now_us)
 

@@ -151,6 +151,8 @@ class Evidence:
     """What has been due for so long on an idle device is stuck; None: not judged."""
     ready: frozenset[int] = frozenset()
     """Numbers of the devices that could send at the end: available, with an owner and a quota."""
+    health: Mapping[int, str] = field(default_factory=dict)
+    """By number, at the end: available, draining, quarantined or offline."""
 
     def ledger_us(self, column: str) -> NDArray[np.int64]:
         """A moment column of the ledger as microseconds since 1970."""
@@ -181,7 +183,7 @@ async def collect(
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         catalogue = Catalogue.of(await read_sequences(connection))
         quotas = await connection.fetch(_QUOTAS_SQL)
-        devices = await connection.fetch("SELECT number, id::text, name FROM devices")
+        devices = await connection.fetch("SELECT number, id::text, name, health FROM devices")
         opted_out = await connection.fetch(
             "SELECT phone, dripline_us(opted_out_at) AS at FROM leads WHERE opted_out_at IS NOT NULL"
         )
@@ -194,6 +196,7 @@ async def collect(
             opted_out={row["phone"]: row["at"] for row in opted_out},
             missed=await connection.fetchval(_MISSED_SQL),
             devices={row["number"]: (row["id"], row["name"]) for row in devices},
+            health={row["number"]: row["health"] for row in devices},
             hour_s=await connection.fetchval("SELECT hour_s FROM dripline_database"),
             earlier=earlier,
             by_hand=frozenset(tuple(row) for row in await connection.fetch(_BY_HAND_SQL)),

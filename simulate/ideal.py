@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dispatcher.core.batches import Int32s, Int64s
+from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.moments import SECOND_US
 from simulate.timelines import Limits, Timelines
-
-_LIMITS = ("due", "pacing", "hour", "day")
+from simulate.waits import LIMITS, by_device, waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,22 @@ class Gap:
     max_s: float
     binding_limit: str
     """What made devices of the ideal schedule wait longest in sum: ``hour``, ``day``, ``pacing``, or ``none``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside(Columns):
+    """The run's schedule beside the ideal one: by device, the n-th message of each in a row."""
+
+    row: Indices
+    """The device's, in the fleet."""
+    due_us: Int64s
+    slot_us: Int64s
+    ideal_us: Int64s
+
+    @property
+    def late_s(self) -> NDArray[np.float64]:
+        """How far each slot is behind the ideal one."""
+        return (self.slot_us - self.ideal_us) / SECOND_US
 
 
 def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_us: int, guard_us: int) -> Gap:
@@ -39,24 +55,24 @@ def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_u
     """
     if not len(device):
         return Gap(0.0, 0.0, "none")
-    row = fleet.rows(device)
-    order = np.lexsort((due_us, row))
-    due, slot, row = due_us[order], slot_us[np.lexsort((slot_us, row))], row[order]
+    both = beside(fleet.rows(device), due_us, slot_us, fleet, hour_us=hour_us, guard_us=guard_us)
+    waited = waits(both.row, both.due_us, both.ideal_us, allowed(fleet, hour_us=hour_us, guard_us=guard_us))
+    waits_us = np.bincount(waited.limit, waited.until_us - waited.since_us, minlength=len(LIMITS))
+    binding = LIMITS[1 + int(waits_us[1:].argmax())] if waits_us[1:].any() else "none"
+    return Gap(float(both.late_s.mean()), float(both.late_s.max()), binding)
+
+
+def beside(row: Indices, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_us: int, guard_us: int) -> Beside:
+    """The two schedules; the arguments are those of ``gap``, with rows of the fleet for devices."""
+    order = by_device(row, due_us)
+    due, slot, row = due_us[order], slot_us[by_device(row, slot_us)], row[order]
     counts = np.bincount(row, minlength=len(fleet))
-    # What was sent was allowed: a quota that is 0 now has been lowered since.
+    return Beside(row, due, slot, Timelines(allowed(fleet, hour_us=hour_us, guard_us=guard_us), counts).place(row, due))
+
+
+def allowed(fleet: Fleet, *, hour_us: int, guard_us: int) -> Limits:
+    """The limits of ``fleet``. What was sent was allowed: a quota that is 0 has been lowered since, and counts as 1."""
     fleet = fleet.replace(
         quota_per_hour=np.maximum(fleet.quota_per_hour, 1), quota_per_day=np.maximum(fleet.quota_per_day, 1)
     )
-    limits = Limits.of(fleet, hour_us=hour_us, guard_us=guard_us)
-    ideal = Timelines(limits, counts).place(row, due)
-    at = np.arange(len(row))
-    nth = at - (np.cumsum(counts) - counts)[row]
-    bound_by = np.zeros(len(row), np.int8)
-    for number, bound in reversed(list(enumerate(limits.bounds(row), 1))):
-        bound_by[bound.until(ideal, at, nth) == ideal] = number
-    bound_by[due == ideal] = 0
-    before = np.where(nth > 0, np.roll(ideal, 1), due)
-    waits_us = np.bincount(bound_by, ideal - np.maximum(due, before), minlength=len(_LIMITS))
-    late_s = (slot - ideal) / SECOND_US
-    binding = _LIMITS[1 + int(waits_us[1:].argmax())] if waits_us[1:].any() else "none"
-    return Gap(float(late_s.mean()), float(late_s.max()), binding)
+    return Limits.of(fleet, hour_us=hour_us, guard_us=guard_us)

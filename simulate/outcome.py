@@ -26,6 +26,8 @@ class RunOutcome:
     tick_s: float
     pacing: str
     """``burst`` or ``even``."""
+    settings: Mapping[str, Any]
+    """What else was asked for: of the run, of the mock gateway's answers, and of the engine."""
     virtual_s: float
     wall_s: float
     wall: Mapping[str, float]
@@ -48,6 +50,8 @@ class RunOutcome:
     peak_rss_mb: float
     reruns: int
     """Ticks that were run again because something had died."""
+    made: Mapping[str, str | int]
+    """When, with which versions and on how many cores."""
 
     @property
     def good(self) -> bool:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,10 @@ from dispatcher.store.stamp import require_rehearsal
 from dispatcher.store.statements import statements
 from simulate import ideal
 from simulate.checker import check
+from simulate.circumstances import circumstances
 from simulate.driver import Driver, Progress
 from simulate.evidence import STATUSES, Evidence, collect
+from simulate.frame import Frame
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
 from simulate.pacing import Pacing
@@ -85,6 +87,7 @@ class Rehearsed:
     outcome: RunOutcome
     receipts: Receipts
     evidence: Evidence
+    frame: Frame
 
 
 async def rehearse(
@@ -124,6 +127,18 @@ async def rehearse(
             asyncio.to_thread(check, receipts, evidence), asyncio.to_thread(_figures, plan, settings, fleet, evidence)
         )
         phases.begin("done")
+    tick_us = span_us(plan.tick_s)
+    start_us, last_us = from_datetime(plan.start), played.progress.now_us + tick_us
+    frame = Frame(
+        start_us=start_us,
+        # Ticks in which nothing can happen are jumped over, but what waits still waits until time is over.
+        end_us=max(last_us, start_us + span_us(plan.days * 86_400)) if figures["active"] else last_us,
+        tick_us=tick_us,
+        hour_us=settings.hours_us(1),
+        guard_us=span_us(settings.guard_s),
+        fleet=fleet,
+        faults=tuple(played.progress.faults),
+    )
     wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
     outcome = RunOutcome(
@@ -134,7 +149,8 @@ async def rehearse(
         shards=played.shards,
         tick_s=plan.tick_s,
         pacing=plan.pacing.value,
-        virtual_s=(played.progress.now_us - from_datetime(plan.start)) / 1e6 + plan.tick_s,
+        settings=_told(plan, settings),
+        virtual_s=(last_us - start_us) / 1e6,
         wall_s=round(wall_s, 3),
         wall={name: round(span_s, 3) for name, span_s in phases.wall_s.items()},
         sends=sends,
@@ -143,9 +159,10 @@ async def rehearse(
         peak_rss_mb=round(memory.peak_mb, 1),
         reruns=played.progress.reruns,
         receipts_sha256=sha256,
+        made=circumstances(),
         **figures,
     )
-    return Rehearsed(outcome, receipts, evidence)
+    return Rehearsed(outcome, receipts, evidence, frame)
 
 
 class _Phases:
@@ -280,6 +297,20 @@ async def _evidence(url: str, settings: Settings) -> Evidence:
 async def _fleet(url: str) -> Fleet:
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         return await read_fleet(Session(pool, statements("catalogue")))
+
+
+def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """What was asked for, beside what the figures name themselves; nothing that depends on the machine."""
+    here = {"database_url", "data_dir", "ray_address", "devices_per_shard"}
+    return {
+        "days": plan.days,
+        "start": plan.start.isoformat(),
+        "quota_per_hour": plan.quota_per_hour,
+        "quota_per_day": plan.quota_per_day,
+        "sequences": sorted(sequence.name for sequence in plan.sequences),
+        **{f"answers_{name}": value for name, value in asdict(plan.behaviour).items()},
+        **settings.model_dump(mode="json", exclude=here),
+    }
 
 
 def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -> dict[str, Any]:

@@ -145,6 +145,22 @@ def require_writable(option: str, path: Path | None, *inputs: Path | None) -> No
         raise InputError(option, f"{path} cannot be written", "name another file")
 
 
+def require_directory(option: str, path: Path | None) -> None:
+    """Make sure before the work that its results can be written into ``path``, which need not exist yet.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        raise InputError(option, f"{path} is a file", "name a directory")
+    if not path.exists() and not path.absolute().parent.is_dir():
+        raise InputError(option, f"the directory of {path} does not exist", "create it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InputError(option, f"{path} cannot be written", "name another directory")
+
+
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows for people in a terminal; elsewhere one line a row, fields apart by tabs, without a heading."""
     texts = [[str(field) for field in row] for row in rows]

@@ -19,6 +19,7 @@ COMMANDS: Final = {
         "simulate.command:app",
         "Rehearse in virtual time with production code.",
     ),
+    "compare": ("simulate.compare:app", "Two rehearsals side by side."),
     "prove": ("simulate.prove.command:app", "Thousands of seeds of faults: nothing lost, nothing twice."),
     "run": ("actors.command:app", "Run the engine against real gateways."),
     "status": ("dispatcher.cli.status:app", "The seed's monitoring at a glance."),

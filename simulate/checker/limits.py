@@ -11,6 +11,7 @@ from dispatcher.core.batches import Indices, Int64s
 from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
 from simulate.checker.breaches import Breach
 from simulate.checker.matched import Flags, Matched
+from simulate.waits import by_device
 
 _FREE: Final = np.array([outcome in PROVED_UNSENT for outcome in Outcome])
 """By outcome, whether the gateway took nothing, and said so or knows it."""
@@ -24,7 +25,7 @@ def judge(matched: Matched) -> list[Breach]:
 def _over_quotas(matched: Matched) -> list[Breach]:
     columns = matched.rows
     rows = np.flatnonzero(~_FREE[columns["answer"]])
-    rows = rows[_by_device(columns["device"][rows], columns["arrived_us"][rows])]
+    rows = rows[by_device(columns["device"][rows], columns["arrived_us"][rows])]
     device, arrived_us = columns["device"][rows], columns["arrived_us"][rows]
     per_hour, per_day = _limits(matched, device, columns["slot_us"][rows])
     hour_us = round(matched.evidence.hour_s * 1e6)
@@ -34,15 +35,6 @@ def _over_quotas(matched: Matched) -> list[Breach]:
         Breach(3, "over_hour", "over the hour's quota", "receipts", rows[hour]),
         Breach(3, "over_day", "over the day's quota", "receipts", rows[day]),
     ]
-
-
-def _by_device(device: Int64s, arrived_us: Int64s) -> Indices:
-    """Sorts by device, then arrival; as one number where that fits, which is much faster."""
-    since_us = arrived_us - arrived_us.min(initial=2**62)
-    span = int(since_us.max(initial=0)) + 1
-    if span * (int(device.max(initial=0)) + 1) < 2**63:
-        return np.argsort(device * span + since_us)
-    return np.lexsort((since_us, device))
 
 
 def _over(device: Int64s, arrived_us: Int64s, quota: Int64s, window_us: int) -> Flags:

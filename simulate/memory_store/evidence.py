@@ -38,6 +38,7 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         earlier=earlier,
         now_us=database.wall_us(),
         ready=frozenset(device.number for device in database.devices.values() if _ready(device)),
+        health={device.number: device.health for device in database.devices.values()},
     )
 
 

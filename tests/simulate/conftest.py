@@ -1,4 +1,6 @@
-"""Rehearsals in a tiny world: one Ray for all of them, a database each, hooks between ticks; bridges to be cut."""
+"""Rehearsals in a tiny world: one Ray for all of them, a database each, hooks between ticks; bridges to be cut; and
+runs told by hand, for what is made of them afterwards.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
+import numpy as np
 import pytest
 import ray
 
 from actors.cluster import joined_ray
 from dispatcher.config import Settings
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.identity import idempotency_key
+from dispatcher.core.outcomes import Outcome
 from dispatcher.store.connect import connect
-from simulate.driver import Progress
+from simulate.checker import Violations
+from simulate.driver import Fault, Progress
+from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, stamps
 from simulate.examples import builtin
+from simulate.frame import Frame
+from simulate.outcome import RunOutcome
+from simulate.receipts import RECEIPT, Receipts
 from simulate.rehearsal import Plan, Rehearsed, rehearse
 from simulate.watcher import Watcher
 
@@ -225,3 +238,98 @@ def bridge_apart() -> Iterator[Bridge]:
     """Between two namespaces; nothing of it is outside them."""
     with new_namespace() as near, new_namespace() as namespace, built(Bridge(namespace, near)) as bridge:
         yield bridge
+
+
+class Story:
+    """A finished run told by hand: two devices of 2 messages an hour and 3 a day, 5 s apart; 5 h of virtual time.
+
+    Moments are seconds from the start. Device 7 is ``seven``, device 9 ``nine``. Sequence ``name`` has the steps ``a``,
+    which is the entry, and ``b``, 2 h later.
+    """
+
+    START_US, S, HOUR_US, GUARD_US = 1_767_571_200_000_000, 1_000_000, 3_600_000_000, 60_000_000
+
+    def __init__(self) -> None:
+        self.name = "Fitness"
+        self.hours = 5.0
+        self.health = {7: "available", 9: "quarantined"}
+        self.faults: list[Fault] = []
+        self.violations = Violations()
+        self._receipts: list[tuple[Any, ...]] = []
+        self._ledger: list[tuple[Any, ...]] = []
+        self._enrolments: list[tuple[Any, ...]] = []
+
+    def us(self, second: float) -> int:
+        """A moment of the run."""
+        return self.START_US + round(second * self.S)
+
+    def message(
+        self, device: int, due: float, slot: float, outcome: str = "accepted", *, enrolment: int = 1, visit: int = 1,
+        attempt: int = 1,
+    ) -> Story:  # fmt: skip
+        """An attempt that reached the gateway half a second after its slot, and is in the ledger."""
+        key, answer = idempotency_key(enrolment, visit, 0), Outcome[outcome.upper()]
+        phone = b"99910000%04d" % enrolment
+        self._receipts.append(
+            (self.us(slot), self.us(slot + 0.5), device, visit - 1, visit, attempt, phone, key, answer, 0)
+        )
+        moments = stamps(np.array([self.us(due), self.us(slot), self.us(slot + 0.5)])).tolist()
+        self._ledger.append((key, enrolment, *moments, visit, 0, attempt, device, answer + 1))
+        return self
+
+    def enrolment(self, number: int, device: int, status: str, step: int = 0, due: float | None = None) -> Story:
+        """Where an enrolment stands: at step 1 or 2, or at none."""
+        due_at = NO_DUE if due is None else int(stamps(np.array([self.us(due)]))[0])
+        code = STATUSES.index(status) + 1
+        self._enrolments.append(
+            (number, number, int(stamps(np.array([self.START_US]))[0]), due_at, 1, step, code, step, 0, device, 0, 0)
+        )
+        return self
+
+    def told(self) -> Rehearsed:
+        """The run."""
+        steps = (Step("a", "A", "b", delay_h=2, is_entry=True), Step("b", "B"))
+        receipts = Receipts(np.array(self._receipts, RECEIPT), [(self.name, "a"), (self.name, "b")])
+        enrolments = np.array(self._enrolments, ENROLMENT)
+        evidence = Evidence(
+            ledger=np.array(self._ledger, LEDGER), enrolments=enrolments,
+            catalogue=Catalogue.of([Sequence(1, self.name, True, steps)]),
+            outcomes=tuple(outcome.label for outcome in Outcome),
+            quotas=np.array([(number, self.START_US, 2, 3) for number in (7, 9)], QUOTA),
+            opted_out={}, missed=0, devices={7: ("id-7", "seven"), 9: ("id-9", "nine")}, hour_s=3600.0,
+            health=self.health,
+        )  # fmt: skip
+        end_us = self.us(self.hours * 3600)
+        frame = Frame(
+            self.START_US, end_us, 30 * self.S, self.HOUR_US, self.GUARD_US, self._fleet(), tuple(self.faults)
+        )
+        return Rehearsed(self._outcome(receipts, enrolments), receipts, evidence, frame)
+
+    def _outcome(self, receipts: Receipts, enrolments: np.ndarray) -> RunOutcome:
+        counts = np.bincount(enrolments["status"], minlength=6)[1:].tolist()
+        return RunOutcome(
+            seed=1, devices=2, leads=len(enrolments), shards=1, tick_s=30.0, pacing="burst",
+            settings={"days": self.hours / 24, "sequences": [self.name]}, virtual_s=self.hours * 3600, wall_s=1.0,
+            wall={}, enrolled=len(enrolments), sends=int(receipts.answered(Outcome.ACCEPTED).sum()),
+            sends_per_wall_s=1.0, **dict(zip(STATUSES, counts, strict=True)), violations=self.violations,
+            receipts_sha256="0" * 64, lateness_s={"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 4.0},
+            optimality_gap_s={"mean": 0.5, "max": 1.5}, device_use={"mean": 0.5, "min": 0.25, "max": 0.75},
+            binding_limit="hour", peak_rss_mb=1.0, reruns=len(self.faults),
+            made={"at": "2026-01-05T00:00:00+00:00", "dripline": "0", "python": "3", "cores": 2},
+        )  # fmt: skip
+
+    @staticmethod
+    def _fleet() -> Fleet:
+        both = np.ones(2, np.int32)
+        return Fleet(
+            number=np.array([7, 9], np.int32), shard=0 * both, quota_per_hour=2 * both, quota_per_day=3 * both,
+            in_flight_max=50 * both, min_gap_s=np.full(2, 5.0), available=np.array([True, False]),
+            left=np.zeros(2, np.bool_), idempotent=np.ones(2, np.bool_), device_id=[UUID(int=7), UUID(int=9)],
+            name=["seven", "nine"], gateway_url=[None, None], gateway_token=[None, None],
+        )  # fmt: skip
+
+
+@pytest.fixture
+def story() -> Story:
+    """A run nothing has happened in yet."""
+    return Story()
