@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 import ray
@@ -18,13 +20,34 @@ from dispatcher.core.moments import SECOND_US
 from dispatcher.core.outcomes import Outcome
 from simulate.receipts import RECEIPT
 
+_NORMAL: Final = NormalDist()
+_LEAST: Final = 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long after its slot a request arrives: evenly between two bounds, or lognormal below the upper one."""
+
+    min_s: float = 0.05
+    max_s: float = 1.0
+    median_s: float | None = None
+    """Of a lognormal; None: every latency between the bounds is as likely."""
+    spread: float = 0.0
+    """Standard deviation of the lognormal's logarithm."""
+
+    def of(self, draw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The latencies of draws in [0, 1)."""
+        if self.median_s is None:
+            return self.min_s + draw * (self.max_s - self.min_s)
+        normal = np.array([_NORMAL.inv_cdf(min(max(each, _LEAST), 1 - _LEAST)) for each in draw.tolist()])
+        return np.clip(self.median_s * np.exp(self.spread * normal), self.min_s, self.max_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """How the mock gateway answers; shares are of requests, drawn by (seed, phone, step, attempt)."""
 
-    latency_min_s: float = 0.05
-    latency_max_s: float = 1.0
+    latency: Latency = Latency()
     rejected: float = 0.0
     throttled: float = 0.0
     refused: float = 0.0
@@ -88,7 +111,7 @@ class Referee:
         receipts["key"], receipts["body"] = np.frombuffer(requests.key, "V16"), requests.body
         draws = self._draws(requests, keys_of_steps[requests.step])
         behaviour = self._behaviour
-        latency_s = behaviour.latency_min_s + draws[0] * (behaviour.latency_max_s - behaviour.latency_min_s)
+        latency_s = behaviour.latency.of(draws[0])
         receipts["arrived_us"] = requests.slot_us + np.rint(latency_s * SECOND_US).astype(np.int64)
         answer, told = self._judge(requests.key, draws[1])
         receipts["answer"] = answer

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,16 +39,19 @@ from simulate.evidence import STATUSES, Evidence, collect
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
 from simulate.pacing import Pacing
-from simulate.population import copy_leads, create_devices, lead_chunks
+from simulate.population import Carried, DeviceGroup, copy_leads, create_devices, lead_chunks
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
+from simulate.scenario.schema import START
 from simulate.sender import referee_sender
 from simulate.watcher import Watcher
 
-START = datetime(2026, 1, 5, tzinfo=UTC)
-"""Virtual time starts here unless told otherwise: a Monday."""
 _LABELS = tuple(outcome.label for outcome in Outcome)
 _ANSWER_S = 120.0
+
+
+Bring = Callable[[asyncpg.Connection], Awaitable[int]]
+"""Brings leads from elsewhere; returns how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Plan:
     """What to rehearse."""
 
     sequences: list[Sequence]
-    devices: int = 3000
+    fleet: tuple[DeviceGroup, ...] = (DeviceGroup(3000),)
     leads: int = 100_000
     days: float = 3.0
     shards: int | None = 10
@@ -64,12 +67,16 @@ class Plan:
     tick_s: float = 30.0
     start: datetime = START
     behaviour: Behaviour = field(default_factory=Behaviour)
-    quota_per_hour: int = 80
-    quota_per_day: int = 800
-    """Of every device."""
+    mix: tuple[Carried, ...] = ()
+    """What leads carry; empty: each one or two entry triggers."""
     pacing: Pacing = Pacing.BURST
-    bring_leads: Callable[[asyncpg.Connection], Awaitable[int]] | None = None
-    """Brings leads from elsewhere instead of making ``leads`` of them; returns how many."""
+    bring_leads: Bring | None = None
+    """Brings leads instead of making ``leads`` of them."""
+
+    @property
+    def devices(self) -> int:
+        """How many."""
+        return sum(group.count for group in self.fleet)
 
     @property
     def entries(self) -> list[str]:
@@ -178,8 +185,7 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         stack.push_async_callback(connection.close)
         await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
         await apply(connection, plan.sequences)
-        gap_s = plan.pacing.gap_s(plan.quota_per_hour, plan.quota_per_day, settings)
-        await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day, gap_s)
+        await create_devices(connection, *(plan.pacing.paced(group, settings) for group in plan.fleet))
         cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool))
         driver = Driver(
             cluster,
@@ -228,7 +234,7 @@ async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watc
     tasks = [asyncio.create_task(driver.open())]
 
     async def copy(chunk: Int64s) -> None:
-        watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed))
+        watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix))
 
     try:
         async with connection.transaction():

@@ -26,6 +26,7 @@ from dispatcher.config import Settings
 from dispatcher.store.connect import connect
 from simulate.driver import Progress
 from simulate.examples import builtin
+from simulate.population import DeviceGroup
 from simulate.rehearsal import Plan, Rehearsed, rehearse
 from simulate.watcher import Watcher
 
@@ -80,6 +81,9 @@ class World:
         """Rehearse a ``Plan`` with the seed's sequences, starting over if the database was used before."""
         watcher = Watcher() if act is None else Hook(act)
         settings = Settings(**plan.pop("settings", {}))
+        kind = {name: plan.pop(name) for name in ("quota_per_hour", "quota_per_day", "min_gap_s") if name in plan}
+        if "devices" in plan:
+            plan["fleet"] = (DeviceGroup(plan.pop("devices"), **kind),)
         planned = Plan(**{"sequences": builtin(), "shards": 2, **plan})
         return asyncio.run(rehearse(planned, settings, self.url, reset=True, server_pid=None, watcher=watcher))
 
