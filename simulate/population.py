@@ -65,10 +65,10 @@ async def create_leads(
         on_chunk(await copy_leads(connection, chunk, entries, seed))
 
 
-def lead_chunks(count: int) -> Iterator[NDArray[np.int64]]:
+def lead_chunks(count: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
     """The numbers of ``count`` leads, as many together as are copied at once."""
-    for start in range(0, count, _CHUNK):
-        yield np.arange(start, min(start + _CHUNK, count))
+    for start in range(first, first + count, _CHUNK):
+        yield np.arange(start, min(start + _CHUNK, first + count))
 
 
 async def copy_leads(

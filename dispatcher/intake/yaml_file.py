@@ -156,7 +156,7 @@ def _walk(loc: Keys, model: type[BaseModel], content: Any) -> tuple[Keys, type[B
                 continue
             known = (having or inside or [known])[0]
             field = known.model_fields.get(part)
-            inside = [] if field is None else list(_models(field.annotation))
+            inside = [] if field is None else list(models(field.annotation))
         keys.append(part)
         at = _below(at, part)
     return tuple(keys), known
@@ -168,9 +168,9 @@ def _below(at: Any, part: str | int) -> Any:
     return at[part] if isinstance(at, list) and isinstance(part, int) and part < len(at) else None
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
     """The models a value of this type may be or hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from models(argument)

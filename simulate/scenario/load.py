@@ -53,6 +53,7 @@ def load(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
     folder = Path() if path is None else path.parent
     sequences, files = _sequences(scenario, folder, places)
     _check_triggers(scenario, sequences, places)
+    _check_names(scenario, sequences, places)
     csv = None if scenario.leads.csv is None else folder / scenario.leads.csv.file
     inputs = [each for each in (path, csv, *files) if each is not None]
     return Loaded(scenario, sequences, csv, tuple(inputs))
@@ -114,6 +115,9 @@ def _check_triggers(scenario: Scenario, sequences: list[StepSequence], places: _
         named += [(("leads", "triggers", row, "triggers", n), trigger) for n, trigger in enumerate(mixed.triggers)]
     if scenario.leads.csv is not None:
         named += [(("leads", "csv", "triggers", n), trigger) for n, trigger in enumerate(scenario.leads.csv.triggers)]
+    named += [
+        (("events", n, "tag", "trigger"), event.tag.trigger) for n, event in enumerate(scenario.events) if event.tag
+    ]
     entries = {step.trigger: step.is_entry for sequence in sequences for step in sequence.steps}
     for keys, trigger in named:
         if trigger not in entries:
@@ -121,6 +125,15 @@ def _check_triggers(scenario: Scenario, sequences: list[StepSequence], places: _
             raise places.error(keys, f"no step has the trigger {trigger!r}", did_you_mean(trigger, known))
         if not entries[trigger]:
             raise places.error(keys, f"{trigger!r} is a step, but no entry: it enrols nobody")
+
+
+def _check_names(scenario: Scenario, sequences: list[StepSequence], places: _Places) -> None:
+    """Refuse sequences that are not there."""
+    names = [sequence.name for sequence in sequences]
+    for n, event in enumerate(scenario.events):
+        if event.pause is not None and event.pause.sequence not in names:
+            problem = f"no sequence is called {event.pause.sequence!r}"
+            raise places.error(("events", n, "pause", "sequence"), problem, did_you_mean(event.pause.sequence, names))
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -6,37 +6,22 @@ from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Final, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     StringConstraints,
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from dispatcher.intake.sequence_file import SequenceEntry
 from simulate.pacing import Pacing
+from simulate.scenario.events import EventKeys
+from simulate.scenario.keys import Keys, Path, Text, wrong
+from simulate.scenario.sender import Sender
 
 START: Final = datetime(2026, 1, 5, tzinfo=UTC)
 """Virtual time starts here unless told otherwise: a Monday."""
-LATENCY_MOST_S: Final = 30.0
-"""The deadline: what is on its way for longer has been given up."""
-Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-
-
-def wrong(problem: str, *keys: str | int, advice: str = "") -> PydanticCustomError:
-    """A mistake that only a look at several keys shows.
-
-    Args:
-        problem: what is wrong.
-        keys: the way to the key to blame, below the model that raises this.
-        advice: what to do about it.
-    """
-    return PydanticCustomError("scenario", "{problem}", {"problem": problem, "keys": keys, "advice": advice})
 
 
 def _moment(value: Any) -> Any:
@@ -56,12 +41,6 @@ def _pacing(value: Any) -> Any:
     if value not in list(Pacing):
         raise wrong(f"{' or '.join(Pacing)} belongs here, not {value!r}")
     return Pacing(value)
-
-
-class Keys(BaseModel):
-    """A mapping of keys to values; unknown ones are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Limits(Keys):
@@ -135,6 +114,18 @@ class Csv(Keys):
     )
 
 
+class WaveKeys(Keys):
+    """Leads that come together."""
+
+    at_h: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="hours after the start at which they begin to come"
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(description="how many of all leads; the shares add up to 1")
+    spread_h: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="hours over which they come evenly; 0: all at once"
+    )
+
+
 class Leads(Keys):
     """Who gets messages."""
 
@@ -143,7 +134,12 @@ class Leads(Keys):
         default=None,
         description="what they carry; left out, one or two entry triggers, and some a label that nobody sends to",
     )
-    csv: Csv | None = Field(default=None, description="leads from a file instead of made-up ones")
+    waves: Annotated[list[WaveKeys], Field(min_length=1)] | None = Field(
+        default=None, description="when they come; left out, all are there at the start"
+    )
+    csv: Csv | None = Field(
+        default=None, description="leads from a file instead of made-up ones; all are there at the start"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -152,63 +148,9 @@ class Leads(Keys):
                 raise wrong(f"{key} and csv exclude each other", key, advice="leave one of them out")
         if self.triggers and not any(mixed.weight for mixed in self.triggers):
             raise wrong("all weights are 0", "triggers", advice="give at least one a weight above 0")
-        return self
-
-
-class Lognormal(Keys):
-    """Mostly quick, with a long tail."""
-
-    median_s: Annotated[float, Field(gt=0, le=LATENCY_MOST_S)] = Field(description="half arrive sooner")
-    p95_s: Annotated[float, Field(gt=0, le=LATENCY_MOST_S)] = Field(description="95 % arrive sooner")
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        if self.p95_s < self.median_s:
-            raise wrong(f"it lies below the median of {self.median_s:g} s", "p95_s")
-        return self
-
-
-class LatencyKeys(Keys):
-    """How long after its slot a message arrives at the gateway: one of the three."""
-
-    constant_s: Annotated[float, Field(gt=0, le=LATENCY_MOST_S)] | None = Field(
-        default=None, description="always so long"
-    )
-    uniform_s: (
-        Annotated[list[Annotated[float, Field(gt=0, le=LATENCY_MOST_S)]], Field(min_length=2, max_length=2)] | None
-    ) = Field(default=None, description="evenly between these two, such as `[0.05, 1.0]`, which is the default")
-    lognormal: Lognormal | None = Field(default=None, description="mostly quick, with a long tail, cut off at 30 s")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        given = sorted(self.model_fields_set)
-        if len(given) != 1:
-            raise wrong("exactly one of constant_s, uniform_s and lognormal belongs here")
-        if self.uniform_s and self.uniform_s[0] > self.uniform_s[1]:
-            raise wrong("the first bound is above the second", "uniform_s", advice="write the lower one first")
-        return self
-
-
-class Sender(Keys):
-    """What the mock gateway does; shares are of all requests, drawn for each by seed, phone, step and attempt."""
-
-    latency: LatencyKeys | None = Field(default=None, description="how long a message takes to arrive")
-    rejected: Share = Field(
-        default=0.0, description="refused for good, like a number that does not exist: the enrolment fails"
-    )
-    throttled: Share = Field(
-        default=0.0, description="not sent, and the device is asked to slow down: it rests for a minute"
-    )
-    refused: Share = Field(default=0.0, description="surely not sent: tried again later")
-    in_doubt: Share = Field(
-        default=0.0, description="accepted, but the answer is lost: asked again later under the same idempotency key"
-    )
-
-    @model_validator(mode="after")
-    def _within_all(self) -> Self:
-        total = self.rejected + self.throttled + self.refused + self.in_doubt
-        if total > 1 + 1e-9:
-            raise wrong(f"rejected, throttled, refused and in_doubt add up to {total:g}: more than 1")
+        total = sum(wave.share for wave in self.waves or ())
+        if self.waves and abs(total - 1) > 1e-6:
+            raise wrong(f"the shares add up to {total:g}, not to 1", "waves")
         return self
 
 
@@ -217,7 +159,7 @@ def _kind(value: Any) -> str:
 
 
 class Scenario(Keys):
-    """A whole file."""
+    """Hours count from `start`, shares are between 0 and 1. Every key may be left out."""
 
     title: Text | None = Field(default=None, description="what it is about; shown when it starts")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = Field(
@@ -253,6 +195,41 @@ class Scenario(Keys):
         "left out, the built-in example",
     )
     sender: Sender = Field(default=Sender(), description="what the mock gateway does")
+    events: list[EventKeys] = Field(default=[], description="what happens on the way")
+
+    @model_validator(mode="after")
+    def _within_the_run(self) -> Self:
+        moments: list[tuple[Path, str, float]]
+        moments = [(("leads", "waves", n), "at_h", wave.at_h) for n, wave in enumerate(self.leads.waves or ())]
+        moments += [(("leads", "waves", n), "spread_h", wave.at_h + wave.spread_h)
+                    for n, wave in enumerate(self.leads.waves or ())]  # fmt: skip
+        moments += [(("sender", "periods", n), "from_h", period.from_h) for n, period in enumerate(self.sender.periods)]
+        for n, event in enumerate(self.events):
+            moments.append((("events", n), "at_h", event.at_h))
+            for key, what in (("devices", event.devices), ("pause", event.pause)):
+                if what is not None and what.until_h is not None:
+                    moments.append((("events", n, key), "until_h", what.until_h))
+        for keys, key, at_h in moments:
+            if at_h >= self.days * 24:
+                raise wrong(f"hour {at_h:g} lies after the end of the run, which has {self.days:g} days", *keys, key)
+        return self
+
+    @model_validator(mode="after")
+    def _there(self) -> Self:
+        groups = {group.name: group.count for group in self.devices.groups or ()}
+        for n, event in enumerate(self.events):
+            if event.devices is not None:
+                group = event.devices.group
+                if group is not None and group not in groups:
+                    known = f"known are {', '.join(groups)}" if groups else "devices has no groups"
+                    raise wrong(f"no group is called {group!r}", "events", n, "devices", "group", advice=known)
+                most = groups[group] if group is not None else sum(groups.values()) or self.devices.count
+                if event.devices.count is not None and event.devices.count > most:
+                    raise wrong(f"at most {most} belongs here: there are no more", "events", n, "devices", "count")
+            if event.kill not in (None, "coordinator", *(f"shard-{number}" for number in range(self.shards))):
+                counted = f"shards are counted from 0 to {self.shards - 1}"
+                raise wrong(f"there is no {event.kill}", "events", n, "kill", advice=counted)
+        return self
 
     @model_validator(mode="after")
     def _gaps(self) -> Self:
