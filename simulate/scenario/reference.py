@@ -1,4 +1,4 @@
-"""The keys of a scenario file as Markdown; ``python -m simulate.scenario.reference`` prints them for the documentation."""
+"""The keys of a scenario file as Markdown: ``python -m simulate.scenario.reference`` prints what the documents hold."""
 
 from __future__ import annotations
 

@@ -85,7 +85,12 @@ class World:
         if "devices" in plan:
             plan["fleet"] = (DeviceGroup(plan.pop("devices"), **kind),)
         planned = Plan(**{"sequences": builtin(), "shards": 2, **plan})
-        return asyncio.run(rehearse(planned, settings, self.url, reset=True, server_pid=None, watcher=watcher))
+        return self.play(planned, settings, watcher)
+
+    def play(self, plan: Plan, settings: Settings | None = None, watcher: Watcher | None = None) -> Rehearsed:
+        """Rehearse, starting over if the database was used before."""
+        settings, watcher = settings or Settings(), watcher or Watcher()
+        return asyncio.run(rehearse(plan, settings, self.url, reset=True, server_pid=None, watcher=watcher))
 
     def rows(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         """What ``sql`` returns, by a connection of its own; also from inside a running loop."""
