@@ -273,23 +273,14 @@ async def _check_database(url: str, reset: bool) -> None:
 
 
 def _lead_file(loaded: Any) -> Any:
-    """What brings the leads of a file, checked before anything is started."""
+    """What brings the leads of a file."""
     from dispatcher.intake.csv_file import CsvFile
-    from dispatcher.intake.lead_file import LeadReader
     from dispatcher.intake.leads import LeadImport
-
-    csv = loaded.scenario.leads.csv
-    entries = [step.trigger for sequence in loaded.sequences for step in sequence.steps if step.is_entry]
-
-    def reader(opened: CsvFile) -> LeadReader:
-        return LeadReader(opened, csv.map, tags=csv.triggers or entries[:1], region=csv.region)
-
-    with CsvFile(loaded.csv) as opened:
-        reader(opened)
 
     async def bring(connection: Any) -> int:
         with CsvFile(loaded.csv) as opened:
-            counts = await LeadImport(connection, reader(opened), on_reject=lambda *_: None).run(opened)
+            reader = loaded.lead_reader(opened)
+            counts = await LeadImport(connection, reader, on_reject=lambda *_: None).run(opened)
         return counts.imported
 
     return bring

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import NormalDist
@@ -21,14 +22,20 @@ from dispatcher.core.moments import NEVER_US, SECOND_US
 from dispatcher.core.outcomes import Outcome
 from simulate.receipts import RECEIPT
 
-_NORMAL: Final = NormalDist()
-_LEAST: Final = 2.0**-53
+_QUANTILES: Final = 1 << 13
 _LATENCY, _ANSWER, _LEAVES, _LEAVES_AFTER = range(4)
 _TRUE: Final = np.array(
     [Outcome.REJECTED, Outcome.THROTTLED, Outcome.REFUSED, Outcome.ACCEPTED, Outcome.ACCEPTED], np.int8
 )
 """What is true of a message, by which share it falls into."""
 _LOST, _UNHARMED = 3, 4
+
+
+@cache
+def _normal() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares and the quantiles of the normal distribution that belong to them."""
+    shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    return shares, np.array([NormalDist().inv_cdf(share) for share in shares.tolist()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,7 @@ class Latency:
         """The latencies of draws in [0, 1)."""
         if self.median_s is None:
             return self.min_s + draw * (self.max_s - self.min_s)
-        normal = np.array([_NORMAL.inv_cdf(min(max(each, _LEAST), 1 - _LEAST)) for each in draw.tolist()])
-        return np.clip(self.median_s * np.exp(self.spread * normal), self.min_s, self.max_s)
+        return np.clip(self.median_s * np.exp(self.spread * np.interp(draw, *_normal())), self.min_s, self.max_s)
 
 
 @dataclass(frozen=True, slots=True)

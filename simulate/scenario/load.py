@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from dispatcher.core.graph import Sequence as StepSequence
 from dispatcher.errors import InputError
 from dispatcher.intake import sequence_file
+from dispatcher.intake.csv_file import CsvFile
+from dispatcher.intake.lead_file import LeadReader
 from dispatcher.intake.yaml_file import Finding, Keys, YamlFile, read
 from simulate.examples import builtin
 from simulate.scenario.overrides import Override, apply
@@ -28,6 +30,13 @@ class Loaded:
     """The leads' file."""
     inputs: tuple[Path, ...]
     """Every file that was read or will be."""
+
+    def lead_reader(self, opened: CsvFile) -> LeadReader:
+        """Reads the records of the leads' file."""
+        keys = self.scenario.leads.csv
+        assert keys is not None, "leads come from a file"
+        entries = [step.trigger for sequence in self.sequences for step in sequence.steps if step.is_entry]
+        return LeadReader(opened, keys.map, tags=keys.triggers or entries[:1], region=keys.region)
 
 
 def load(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
@@ -55,8 +64,10 @@ def load(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
     _check_triggers(scenario, sequences, places)
     _check_names(scenario, sequences, places)
     csv = None if scenario.leads.csv is None else folder / scenario.leads.csv.file
-    inputs = [each for each in (path, csv, *files) if each is not None]
-    return Loaded(scenario, sequences, csv, tuple(inputs))
+    loaded = Loaded(scenario, sequences, csv, tuple(each for each in (path, csv, *files) if each is not None))
+    if csv is not None:
+        _check_csv(loaded, csv, places)
+    return loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,15 @@ def _check_triggers(scenario: Scenario, sequences: list[StepSequence], places: _
             raise places.error(keys, f"no step has the trigger {trigger!r}", did_you_mean(trigger, known))
         if not entries[trigger]:
             raise places.error(keys, f"{trigger!r} is a step, but no entry: it enrols nobody")
+
+
+def _check_csv(loaded: Loaded, csv: Path, places: _Places) -> None:
+    """Refuse a file that cannot be read as leads."""
+    try:
+        with CsvFile(csv) as opened:
+            loaded.lead_reader(opened)
+    except InputError as error:
+        raise places.error(("leads", "csv"), f"{error.subject}: {error.problem}", error.advice) from None
 
 
 def _check_names(scenario: Scenario, sequences: list[StepSequence], places: _Places) -> None:

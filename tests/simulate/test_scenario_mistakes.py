@@ -117,6 +117,12 @@ MISTAKES = {
         8,
         "leads.count: count and csv exclude each other",
     ),
+    "missing lead file": (
+        "  count: 10\n  triggers:\n    - triggers: [hello]",
+        "  csv: {file: gone.csv}",
+        8,
+        "leads.csv: {folder}/gone.csv: ",
+    ),
     "a group twice": ("name: new", "name: old", 6, "devices.groups.1.name: two groups are called 'old' - rename"),
     "a gap and even pacing": (
         "_hour: 20}",

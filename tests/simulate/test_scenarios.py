@@ -197,7 +197,7 @@ def test_the_first_wave_carries_its_mix(world):
 
 @pytest.mark.slow
 def test_the_waves_come_when_they_are_said_to_and_collide(world):
-    small = ("devices.groups.0.count=4", "devices.groups.1.count=2", "leads.count=1500", "shards=2")
+    small = ("devices.groups.0.count=4", "devices.groups.1.count=2", "leads.count=1500", "shards=2", "tick_s=120")
     done = world.play(planned(EXAMPLES / "colliding_waves.yaml", *small))
     assert done.outcome.good
     came = Counter(int(hours(from_datetime(row["created_at"]))) for row in world.rows("SELECT created_at FROM leads"))
@@ -214,6 +214,7 @@ def test_lost_devices_are_silent_until_they_are_back(world):
         "events.0.devices.count=10",
         "shards=2",
         "sender.bans.share_per_day=0.05",
+        "tick_s=120",
     )
     lost = planned(EXAMPLES / "devices_lost.yaml", *small)
     names = set(lost.events[0].names)
