@@ -199,19 +199,19 @@ class _Played:
 
 def _timetable(plan: Plan, cluster: Cluster, referee: Any, watcher: Watcher) -> Timetable:
     begin_us = from_datetime(plan.start)
-
-    async def copy(connection: asyncpg.Connection, chunk: Int64s) -> None:
-        watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix))
-
     return Timetable(
         [wave for wave in plan.waves if wave.at_us > begin_us or wave.over_us],
         plan.events,
         first_lead=plan.first_leads,
-        copy=copy,
+        copy=partial(_copy, plan, watcher),
         actors={"coordinator": cluster.coordinator, **{f"shard-{n}": each for n, each in enumerate(cluster.shards)}},
         referee=referee if plan.behaviour.opted_out else None,
         seed=plan.seed,
     )
+
+
+async def _copy(plan: Plan, watcher: Watcher, connection: asyncpg.Connection, chunk: Int64s) -> None:
+    watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix))
 
 
 async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bool, phases: _Phases) -> _Played:
@@ -272,10 +272,7 @@ async def _bring_leads(plan: Plan, connection: asyncpg.Connection, watcher: Watc
     """
     leads, chunks, complete = plan.leads, lead_chunks(plan.first_leads), asyncio.Event()
     tasks = [asyncio.create_task(driver.open())]
-
-    async def copy(chunk: Int64s) -> None:
-        watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix))
-
+    copy = partial(_copy, plan, watcher, connection)
     try:
         async with connection.transaction():
             if plan.bring_leads is not None:
