@@ -22,7 +22,7 @@ from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
-from simulate.population import create_devices
+from simulate.population import DeviceGroup, create_devices
 from simulate.rehearsal import START
 
 NOW_US: Final = from_datetime(START) + span_us(12 * 3600)
@@ -72,7 +72,7 @@ class Databases:
         async with connected(self.url(name)) as connection:
             await require_rehearsal(connection, False, clock_us=NOW_US)
             await apply(connection, builtin())
-            await create_devices(connection, SHARDS * self._devices)
+            await create_devices(connection, DeviceGroup(SHARDS * self._devices))
             await connection.execute("UPDATE devices SET shard_id = (number - 1) % $1", SHARDS)
         return self.url(name)
 

@@ -29,6 +29,7 @@ from dispatcher.store.connect import connect
 from dispatcher.store.embedded import EmbeddedServer
 from simulate.driver import Progress
 from simulate.examples import builtin
+from simulate.population import DeviceGroup
 from simulate.rehearsal import Plan, rehearse
 from simulate.watcher import Watcher
 
@@ -113,7 +114,7 @@ async def rehearsal(server: EmbeddedServer, leads: int) -> Rehearsal:
     Raises:
         DriplineError: an invariant did not hold.
     """
-    plan, watcher = Plan(builtin(), DEVICES, leads, DAYS), Stopwatch(server)
+    plan, watcher = Plan(builtin(), (DeviceGroup(DEVICES),), leads, DAYS), Stopwatch(server)
     with joined_ray(None):
         done = await rehearse(plan, load_settings(), server.url(), reset=True, server_pid=server.pid, watcher=watcher)
     if not done.outcome.good:

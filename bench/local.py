@@ -29,7 +29,7 @@ from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
-from simulate.population import create_devices, create_leads
+from simulate.population import DeviceGroup, create_devices, create_leads
 from simulate.rehearsal import START
 
 START_US: Final = from_datetime(START)
@@ -161,7 +161,7 @@ async def send_all(
         await require_rehearsal(connection, True, hour_s=3600, clock_us=START_US)
         sequences = builtin()
         await apply(connection, sequences)
-        await create_devices(connection, devices)
+        await create_devices(connection, DeviceGroup(devices))
         tally = Tally(connection if alone else None)
         settings = load_settings(database_url=url, horizon_s=TICK_US / 1e6)
         coordinator, shards, pools = await _services(stack, url, settings, tally)

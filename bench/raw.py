@@ -33,7 +33,7 @@ from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.migrate import migrate
 from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
-from simulate.population import create_devices, create_leads
+from simulate.population import DeviceGroup, create_devices, create_leads
 from simulate.rehearsal import START
 
 DATABASE: Final = "bench_raw"
@@ -249,7 +249,7 @@ async def load(url: str, pool: asyncpg.Pool, enrolments: int, taking_part: int) 
         sequences = builtin()
         assert all(len(sequence.steps) == STEPS for sequence in sequences)
         await apply(connection, sequences)
-        await create_devices(connection, DEVICES)
+        await create_devices(connection, DeviceGroup(DEVICES))
         await connection.execute("SET session_replication_role = replica")  # nothing is queued for the enroller
         entries = sorted(step.trigger for sequence in sequences for step in sequence.steps if step.is_entry)
         await create_leads(connection, enrolments, entries, 1, lambda _: None)

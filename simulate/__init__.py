@@ -25,6 +25,8 @@ watcher     progress on the screen
 circumstances  when, with which versions and on how many cores figures were made
 memory      the peak of all processes
 examples    the built-in sequences
+timetable   what the world does on the way, at tick borders: leads come, devices go, people decide
+scenario    scenario files, and what is set over them, as the plan of a rehearsal
 gateway     a real HTTP gateway process for tests
 gateway_receipts  its log as receipts, so that one checker judges both worlds
 chaos       the live engine on the real stack through a storm of faults

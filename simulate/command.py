@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,6 @@ from simulate.pacing import Pacing
 app = typer.Typer()
 
 _SCREEN_S = 5.0
-_YEARS = range(1971, 2201)
 _WITH_CHAOS = frozenset({
     "devices", "leads", "sequences", "shards", "json_file", "keep", "quiet", "data_dir",
     "chaos", "chaos_strikes", "chaos_idempotent",
@@ -84,9 +83,20 @@ ChaosGateway = Annotated[
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded database for inspection (dripline db url).")]
 
 
+ScenarioFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FILE]", help="A scenario (YAML): docs/scenarios.md has its keys. Flags stand before it."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A key of the scenario, such as sender.throttled=0.1; repeatable."),
+]
+
+
 @app.command(name="simulate", epilog="Example: dripline simulate --leads 1000000 --days 4 --json run.json")
 def simulate(
     context: typer.Context,
+    scenario: ScenarioFile = None,
     devices: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many devices.")] = 3000,
     leads: Annotated[int, typer.Option(min=0, help="How many leads, each with at least one entry trigger.")] = 100_000,
     days: Days = 3.0,
@@ -100,6 +110,7 @@ def simulate(
     tick: Annotated[float, typer.Option(min=1, max=150, help="Seconds of virtual time per step.")] = 30.0,
     pacing: Pace = Pacing.BURST,
     start: Start = None,
+    sets: Set = None,
     database_url: OwnDatabase = None,
     reset: Annotated[bool, typer.Option("--reset", help="Give up an earlier rehearsal in that database.")] = False,
     json_file: Json = None,
@@ -119,19 +130,20 @@ def simulate(
 
     Exit status 0 only if every invariant held; 1 if one did not; 2 for bad input.
     """
-    from simulate.examples import builtin, load_all
-
     begun_s = time.monotonic()
     _check_together(context, chaos is not None)
-    given = load_all(sequences) if sequences else builtin()
-    require_writable("--json", json_file, leads_csv, *(sequences or ()))
-    require_writable("--receipts", receipts, leads_csv, *(sequences or ()))
-    require_writable("--report", report, leads_csv, *(sequences or ()))
-    require_directory("--parquet", parquet)
     if receipts is not None and receipts.suffix not in (".csv", ".parquet"):
         raise InputError("--receipts", f"{receipts.name} ends neither in .csv nor in .parquet", "rename it")
     if leads_csv is None and (columns or triggers or region):
         raise InputError("--map, --trigger, --region", "they say how to read --leads-csv", "give --leads-csv FILE too")
+
+    from simulate.scenario.load import load
+
+    loaded = load(scenario, _said(context, sets or [], chaos is not None))
+    require_writable("--json", json_file, *loaded.inputs)
+    require_writable("--receipts", receipts, *loaded.inputs)
+    require_writable("--report", report, *loaded.inputs)
+    require_directory("--parquet", parquet)
 
     from dispatcher.config import load_settings
 
@@ -142,26 +154,64 @@ def simulate(
 
         sizes = {name: value for name, value in (("devices", devices), ("leads", leads), ("shards", shards))
                  if _source(context, name) != "DEFAULT"}  # fmt: skip
-        stormy = ChaosPlan(given, chaos, strikes=chaos_strikes, idempotent=chaos_idempotent, **sizes)
+        stormy = ChaosPlan(loaded.sequences, chaos, strikes=chaos_strikes, idempotent=chaos_idempotent, **sizes)
         _show(_storm(stormy, settings, keep=keep, quiet=quiet), chaos_table, json_file, quiet)
         return
+    bring = None if loaded.csv is None else _lead_file(loaded)
+
     from simulate.outcome import table
     from simulate.publish import command_line, publish
-    from simulate.rehearsal import START, Plan
+    from simulate.scenario.planned import plan as planned
 
-    bring = None if leads_csv is None else _lead_file(leads_csv, columns or [], triggers or [], region, given)
-    begin = START if start is None else start.replace(tzinfo=UTC)
-    if begin.year not in _YEARS:
-        raise InputError("--start", f"{begin.year} is no year for it", f"choose {_YEARS[0]} to {_YEARS[-1]}")
-    plan = Plan(given, devices, leads, days, shards, seed, tick, begin, pacing=pacing, bring_leads=bring)
+    plan = planned(loaded, bring)
     if not quiet:
-        paced = ", evenly paced" if pacing is Pacing.EVEN else ""
-        err.print(f"seed {seed}: {devices:,} devices{paced}, {shards} shards, ticks of {tick:g} s")
+        _announce(plan, loaded.scenario.title)
     done = run(_rehearse(plan, settings, database_url, reset=reset, keep=keep, quiet=quiet, begun_s=begun_s))
     if receipts is not None:
         done.receipts.write(receipts, done.evidence.devices)
     publish(done, report, parquet, command_line(context), quiet=quiet)
     _show(done.outcome, table, json_file, quiet)
+
+
+_KEYS = {
+    "devices": "devices.count", "leads": "leads.count", "days": "days", "shards": "shards", "seed": "seed",
+    "tick": "tick_s", "pacing": "pacing", "start": "start",
+}  # fmt: skip
+"""Key of the scenario by parameter."""
+
+
+def _said(context: typer.Context, sets: list[str], chaos: bool) -> list[Any]:
+    """What the command line says over the scenario: its flags, then --set; of a chaos run, only its sequences."""
+    from dispatcher.intake.mapping import parse_mapping
+    from simulate.scenario.overrides import Override, parse
+
+    values = context.params
+    said = []
+    if values["sequences"]:
+        files = [str(path.absolute()) for path in values["sequences"]]
+        said.append(Override(("sequences",), files, "--sequences"))
+    if chaos:
+        return said
+    if values["leads_csv"]:
+        csv = {
+            "file": str(values["leads_csv"].absolute()),
+            "map": parse_mapping(values["columns"] or []),
+            "region": values["region"],
+            "triggers": values["triggers"] or [],
+        }
+        said.append(Override(("leads",), {"csv": csv}, "--leads-csv"))
+    for name, key in _KEYS.items():
+        if _source(context, name) != "DEFAULT":
+            said.append(Override(tuple(key.split(".")), values[name], f"--{name}"))
+    return [*said, *map(parse, sets)]
+
+
+def _announce(plan: Any, title: str | None) -> None:
+    """The seed comes first, so that every run can be run again."""
+    paced = ", evenly paced" if plan.pacing is Pacing.EVEN else ""
+    err.print(f"seed {plan.seed}: {plan.devices:,} devices{paced}, {plan.shards} shards, ticks of {plan.tick_s:g} s")
+    if title is not None:
+        err.print(title, markup=False)
 
 
 def _check_together(context: typer.Context, chaos: bool) -> None:
@@ -234,22 +284,14 @@ async def _check_database(url: str, reset: bool) -> None:
         await connection.close()
 
 
-def _lead_file(path: Path, columns: list[str], triggers: list[str], region: str | None, sequences: list[Any]) -> Any:
-    """What brings the leads of a file, checked before anything is started."""
+def _lead_file(loaded: Any) -> Any:
+    """What brings the leads of a file."""
     from dispatcher.intake.csv_file import CsvFile
-    from dispatcher.intake.lead_file import LeadReader
     from dispatcher.intake.leads import Counts, LeadImport
-    from dispatcher.intake.mapping import parse_mapping
-
-    mapping = parse_mapping(columns)
-    entries = [step.trigger for sequence in sequences for step in sequence.steps if step.is_entry]
-    tags = triggers or entries[:1]
-    with CsvFile(path) as opened:
-        LeadReader(opened, mapping, tags=tags, region=region)
 
     async def bring(connection: Any) -> Counts:
-        with CsvFile(path) as opened:
-            reader = LeadReader(opened, mapping, tags=tags, region=region)
-            return await LeadImport(connection, reader, dry_run=False, on_reject=lambda *_: None).run(opened)
+        with CsvFile(loaded.csv) as opened:
+            reader = loaded.lead_reader(opened)
+            return await LeadImport(connection, reader, on_reject=lambda *_: None).run(opened)
 
     return bring

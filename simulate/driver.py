@@ -20,6 +20,7 @@ from dispatcher.coordinator import Pass
 from dispatcher.core.moments import NEVER_US
 from dispatcher.errors import StoreError, StoreUnavailableError
 from dispatcher.store.connect import connect
+from simulate.timetable import Timetable
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 0.2
@@ -68,6 +69,7 @@ class Driver:
         end_us: where it ends at latest.
         tick_us: the width of a tick.
         on_tick: called after every tick.
+        timetable: what else happens at tick borders.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Driver:
         end_us: int,
         tick_us: int,
         on_tick: Callable[[Progress], None],
+        timetable: Timetable | None = None,
     ) -> None:
         self._cluster, self._url, self._on_tick = cluster, url, on_tick
         self._start_us, self._end_us, self._tick_us = start_us, end_us, tick_us
+        self._timetable = timetable
         self._connection: asyncpg.Connection | None = None
         self.progress = Progress(start_us)
 
@@ -105,6 +109,7 @@ class Driver:
         """Run until nothing waits or virtual time ends."""
         now_us = self._start_us
         while now_us < self._end_us:
+            await self._act(now_us)
             done = await self._pass(now_us, now_us + self._tick_us)
             self.progress.claimed += done.claimed
             self.progress.now_us = now_us
@@ -116,12 +121,27 @@ class Driver:
             self.progress.ticks += 1
             self._on_tick(self.progress)
             if not done.more:
-                if done.next_us >= NEVER_US:
+                ask_us = done.ask_us if done.next_us < NEVER_US else NEVER_US
+                if self._timetable is not None:
+                    ask_us = min(ask_us, await self._timetable.next_us())
+                if ask_us >= NEVER_US:
                     break
-                now_us = self._border_after(now_us, done.ask_us)
+                now_us = self._border_after(now_us, ask_us)
         if self._connection is not None:
             await self._connection.close()
         return self.progress
+
+    async def _act(self, now_us: int) -> None:
+        """What happens at this border, again until it went through."""
+        give_up_s = time.monotonic() + _GIVE_UP_S
+        while self._timetable is not None and await self._timetable.next_us() <= now_us:
+            try:
+                if await self._timetable.act(await self._set_clock(now_us), now_us):
+                    await self._revive(now_us)
+            except _LOST as error:
+                if time.monotonic() > give_up_s:
+                    raise StoreError(f"virtual time stands still: {_last_line(error)}") from None
+                await asyncio.sleep(_PAUSE_S)
 
     def _border_after(self, now_us: int, ask_us: int) -> int:
         """The first tick border after ``now_us`` that does not precede ``ask_us``."""
@@ -163,7 +183,7 @@ class Driver:
                         raise StoreError(f"an actor did not come back: {_last_line(error)}") from None
                     await asyncio.sleep(_PAUSE_S)
 
-    async def _set_clock(self, now_us: int) -> None:
+    async def _set_clock(self, now_us: int) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._url, application_name="dripline driver")
         try:
@@ -171,6 +191,7 @@ class Driver:
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             self._connection.terminate()
             raise StoreUnavailableError(str(error)) from error
+        return self._connection
 
 
 def _last_line(error: BaseException) -> str:

@@ -15,9 +15,4 @@ def builtin() -> list[Sequence]:
     here = Path(__file__).parent
     # In a wheel the files lie beside this module, in a checkout in the folder people read.
     folder = here / "examples" if (here / "examples").is_dir() else here.parent / "examples"
-    return load_all([folder / f"{name}.yaml" for name in NAMES])
-
-
-def load_all(paths: list[Path]) -> list[Sequence]:
-    """The sequences of several files."""
-    return [sequence for path in paths for sequence in load(path)]
+    return [sequence for name in NAMES for sequence in load(folder / f"{name}.yaml")]

@@ -43,10 +43,12 @@ class RunOutcome:
     violations: Violations
     receipts_sha256: str
     lateness_s: Mapping[str, float]
-    optimality_gap_s: Mapping[str, float]
+    optimality_gap_s: Mapping[str, float] | None
+    optimality_gap_missing: str | None
+    """Why there is no gap: what made the ideal schedule no yardstick."""
     device_use: Mapping[str, float]
     """Share of a device's day quotas used over the days of the run."""
-    binding_limit: str
+    binding_limit: str | None
     peak_rss_mb: float
     reruns: int
     """Ticks that were run again because something had died."""
@@ -82,10 +84,11 @@ def table(outcome: RunOutcome) -> Group:
     head.add_row(
         "lateness", f"half within {_span(late['p50'])}, 95 % within {_span(late['p95'])}, worst {_span(late['max'])}"
     )
-    head.add_row(
-        "behind ideal",
-        f"{_span(gap['mean'])} on average, {_span(gap['max'])} at most; waited most for: {outcome.binding_limit}",
-    )
+    if gap is None:
+        head.add_row("behind ideal", f"not computed: {outcome.optimality_gap_missing}")
+    else:
+        waited = f"waited most for: {outcome.binding_limit}"
+        head.add_row("behind ideal", f"{_span(gap['mean'])} on average, {_span(gap['max'])} at most; {waited}")
     use = outcome.device_use
     head.add_row("device use", f"{use['mean']:.0%} on average ({use['min']:.0%} - {use['max']:.0%}) of the day quotas")
     head.add_row("memory", f"{outcome.peak_rss_mb:,.0f} MB at the peak, all processes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import asyncpg
 import numpy as np
@@ -21,19 +22,34 @@ _NAMES = ("Aisyah", "Ben", "Chitra", "Daniel", "Elena", "Farid", "Grace", "Hana"
 _ENTRY, _SECOND, _WHICH, _LABEL, _NAME = range(5)
 
 
-async def create_devices(
-    connection: asyncpg.Connection,
-    count: int,
-    quota_per_hour: int = 80,
-    quota_per_day: int = 800,
-    min_gap_s: float | None = None,
-) -> None:
-    """Create ``count`` devices with the same quotas, and the default gap unless one is given."""
-    digits = max(4, len(str(count)))
-    limits: dict[str, float] = {"quota_per_hour": quota_per_hour, "quota_per_day": quota_per_day}
-    if min_gap_s is not None:
-        limits["min_gap_s"] = min_gap_s
-    records = [(f"sim-{n:0{digits}d}", f"{PHONE_PREFIX}8{n:08d}", *limits.values()) for n in range(1, count + 1)]
+@dataclass(frozen=True, slots=True)
+class DeviceGroup:
+    """Devices with the same limits."""
+
+    count: int
+    quota_per_hour: int = 80
+    quota_per_day: int = 800
+    min_gap_s: float = 5.0
+    in_flight_max: int = 50
+    name: str = "sim"
+    """The devices are called ``<name>-0001`` and on."""
+
+    @property
+    def names(self) -> list[str]:
+        """Those of its devices."""
+        digits = max(4, len(str(self.count)))
+        return [f"{self.name}-{n:0{digits}d}" for n in range(1, self.count + 1)]
+
+
+Carried = tuple[tuple[str, ...], float]
+"""Triggers that leads carry together, and how many of them do in proportion to the others."""
+
+
+async def create_devices(connection: asyncpg.Connection, *groups: DeviceGroup) -> None:
+    """Create the devices of these groups, one group after the other."""
+    limits = ("quota_per_hour", "quota_per_day", "min_gap_s", "in_flight_max")
+    named = [(name, *(getattr(group, limit) for limit in limits)) for group in groups for name in group.names]
+    records = [(name, f"{PHONE_PREFIX}8{n:08d}", *bounds) for n, (name, *bounds) in enumerate(named, 1)]
     await connection.copy_records_to_table("devices", records=records, columns=("name", "phone", *limits))
 
 
@@ -49,31 +65,45 @@ async def create_leads(
         on_chunk(await copy_leads(connection, chunk, entries, seed))
 
 
-def lead_chunks(count: int) -> Iterator[NDArray[np.int64]]:
+def lead_chunks(count: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
     """The numbers of ``count`` leads, as many together as are copied at once."""
-    for start in range(0, count, _CHUNK):
-        yield np.arange(start, min(start + _CHUNK, count))
+    for start in range(first, first + count, _CHUNK):
+        yield np.arange(start, min(start + _CHUNK, first + count))
 
 
 async def copy_leads(
-    connection: asyncpg.Connection, numbers: NDArray[np.int64], entries: Sequence[str], seed: int
+    connection: asyncpg.Connection,
+    numbers: NDArray[np.int64],
+    entries: Sequence[str],
+    seed: int,
+    mix: Sequence[Carried] = (),
 ) -> int:
-    """Create the leads of these numbers; returns how many."""
-    await connection.copy_to_table(
-        "leads", source=_once(_lines(numbers, entries, seed)), columns=("phone", "name", "niche", "trigger")
-    )
+    """Create the leads of these numbers; returns how many.
+
+    Args:
+        entries: triggers, of which every lead carries one or two, if there is no ``mix``.
+        mix: what leads carry instead.
+    """
+    lines = _mixed_lines(numbers, mix, seed) if mix else _lines(numbers, entries, seed)
+    await connection.copy_to_table("leads", source=_once(lines), columns=("phone", "name", "niche", "trigger"))
     return len(numbers)
 
 
-def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int) -> bytes:
-    def draw(what: int) -> NDArray[np.float64]:
-        return uniform(seed, numbers, np.full(len(numbers), what, np.int64))
+def lead_phone(number: int) -> str:
+    """The phone of the lead of a number."""
+    return f"{PHONE_PREFIX}1{number:08d}"
 
-    first = (draw(_ENTRY) * len(entries)).astype(np.intp)
-    other = (first + 1 + (draw(_WHICH) * (len(entries) - 1)).astype(np.intp)) % len(entries)
-    two = (draw(_SECOND) < _SECOND_TRIGGER) & (len(entries) > 1)
-    label = draw(_LABEL) < _LABELLED
-    name = (draw(_NAME) * len(_NAMES)).astype(np.intp)
+
+def _draw(seed: int, numbers: NDArray[np.int64], what: int) -> NDArray[np.float64]:
+    return uniform(seed, numbers, np.full(len(numbers), what, np.int64))
+
+
+def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int) -> bytes:
+    first = (_draw(seed, numbers, _ENTRY) * len(entries)).astype(np.intp)
+    other = (first + 1 + (_draw(seed, numbers, _WHICH) * (len(entries) - 1)).astype(np.intp)) % len(entries)
+    two = (_draw(seed, numbers, _SECOND) < _SECOND_TRIGGER) & (len(entries) > 1)
+    label = _draw(seed, numbers, _LABEL) < _LABELLED
+    name = (_draw(seed, numbers, _NAME) * len(_NAMES)).astype(np.intp)
     rows = zip(
         numbers.tolist(), name.tolist(), first.tolist(), other.tolist(), two.tolist(), label.tolist(), strict=True
     )
@@ -82,6 +112,16 @@ def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int) -> byt
         f"{entries[a]}{',' + entries[b] if second else ''}{', newsletter' if marked else ''}\n"
         for n, who, a, b, second, marked in rows
     ).encode()
+
+
+def _mixed_lines(numbers: NDArray[np.int64], mix: Sequence[Carried], seed: int) -> bytes:
+    weights = np.array([weight for _, weight in mix])
+    bounds = np.cumsum(weights / weights.sum())[:-1]
+    carried = [f"{triggers[0].split('_')[0]}\t{','.join(triggers)}" for triggers, _ in mix]
+    which = np.searchsorted(bounds, _draw(seed, numbers, _ENTRY), side="right")
+    name = (_draw(seed, numbers, _NAME) * len(_NAMES)).astype(np.intp)
+    rows = zip(numbers.tolist(), name.tolist(), which.tolist(), strict=True)
+    return "".join(f"{lead_phone(n)}\t{_NAMES[who]}\t{carried[m]}\n" for n, who, m in rows).encode()
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

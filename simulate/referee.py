@@ -6,7 +6,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
+from heapq import heappop, heappush
 from pathlib import Path
+from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 import ray
@@ -14,22 +18,104 @@ from numpy.typing import NDArray
 
 from dispatcher.core.backoff import text_key, uniform
 from dispatcher.core.batches import Int8s, Int32s, Int64s
-from dispatcher.core.moments import SECOND_US
+from dispatcher.core.moments import NEVER_US, SECOND_US
 from dispatcher.core.outcomes import Outcome
 from simulate.receipts import RECEIPT
+
+_QUANTILES: Final = 1 << 13
+_LATENCY, _ANSWER, _LEAVES, _LEAVES_AFTER = range(4)
+_TRUE: Final = np.array(
+    [Outcome.REJECTED, Outcome.THROTTLED, Outcome.REFUSED, Outcome.ACCEPTED, Outcome.ACCEPTED], np.int8
+)
+"""What is true of a message, by which share it falls into."""
+_LOST, _UNHARMED = 3, 4
+
+
+@cache
+def _normal() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares and the quantiles of the normal distribution that belong to them."""
+    shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    return shares, np.array([NormalDist().inv_cdf(share) for share in shares.tolist()])
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long after its slot a request arrives: evenly between two bounds, or lognormal below the upper one."""
+
+    min_s: float = 0.05
+    max_s: float = 1.0
+    median_s: float | None = None
+    """Of a lognormal; None: every latency between the bounds is as likely."""
+    spread: float = 0.0
+    """Standard deviation of the lognormal's logarithm."""
+
+    def of(self, draw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The latencies of draws in [0, 1)."""
+        if self.median_s is None:
+            return self.min_s + draw * (self.max_s - self.min_s)
+        return np.clip(self.median_s * np.exp(self.spread * np.interp(draw, *_normal())), self.min_s, self.max_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A time in which other shares hold; spans are half-open."""
+
+    from_us: int
+    to_us: int
+    shares: tuple[float, float, float, float]
+    """As ``Behaviour.shares``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """A time in which the gateway turns a device down; spans are half-open."""
+
+    device: int
+    """Its number."""
+    from_us: int
+    to_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """How the mock gateway answers; shares are of requests, drawn by (seed, phone, step, attempt)."""
 
-    latency_min_s: float = 0.05
-    latency_max_s: float = 1.0
+    latency: Latency = Latency()
     rejected: float = 0.0
     throttled: float = 0.0
     refused: float = 0.0
     lost: float = 0.0
     """Accepted, but the answer never arrives."""
+    periods: tuple[Period, ...] = ()
+    """When other shares hold; of several at a time, the last one's."""
+    opted_out: float = 0.0
+    """Of the accepted: after how many the lead opts out."""
+    opted_out_within_s: float = 0.0
+    bans: tuple[Ban, ...] = ()
+    """When devices' credentials do not count."""
+
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """Rejected, throttled, refused, lost."""
+        return (self.rejected, self.throttled, self.refused, self.lost)
+
+    def bounds(self, slot_us: Int64s) -> NDArray[np.float64]:
+        """Where the shares end in [0, 1): a row each, a column for each message, or one for all."""
+        shares = np.array(self.shares)[:, None]
+        if self.periods:
+            shares = np.repeat(shares, len(slot_us), axis=1)
+        for period in self.periods:
+            shares[:, (slot_us >= period.from_us) & (slot_us < period.to_us)] = np.array(period.shares)[:, None]
+        return np.cumsum(shares, axis=0)
+
+    def banned(self, device: Int32s, slot_us: Int64s) -> NDArray[np.bool_]:
+        """Which of these messages come from a device that is banned when they do."""
+        found = np.zeros(len(device), np.bool_)
+        numbers = np.array([ban.device for ban in self.bans], np.int64)
+        for row in np.flatnonzero(np.isin(device, numbers)).tolist():
+            spans = [self.bans[each] for each in np.flatnonzero(numbers == device[row])]
+            found[row] = any(ban.from_us <= slot_us[row] < ban.to_us for ban in spans)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +162,7 @@ class Referee:
         self._seen: set[bytes] = set()
         self._codes: dict[tuple[str, str], int] = {}
         self._count = 0
+        self._leaving: list[tuple[int, str]] = []
 
     def submit(self, requests: Requests) -> Answers:
         """Judge and answer a batch of requests."""
@@ -88,11 +175,13 @@ class Referee:
         receipts["key"], receipts["body"] = np.frombuffer(requests.key, "V16"), requests.body
         draws = self._draws(requests, keys_of_steps[requests.step])
         behaviour = self._behaviour
-        latency_s = behaviour.latency_min_s + draws[0] * (behaviour.latency_max_s - behaviour.latency_min_s)
+        latency_s = behaviour.latency.of(draws[0])
         receipts["arrived_us"] = requests.slot_us + np.rint(latency_s * SECOND_US).astype(np.int64)
-        answer, told = self._judge(requests.key, draws[1])
+        answer, told = self._judge(requests, draws[1])
         receipts["answer"] = answer
         os.write(self._file, receipts.tobytes())
+        if behaviour.opted_out:
+            self._read(receipts, keys_of_steps[requests.step])
         first_id, self._count = self._count, self._count + len(receipts)
         return Answers(told, receipts["arrived_us"].copy(), first_id)
 
@@ -105,36 +194,62 @@ class Referee:
         return os.getpid()
 
     def _draws(self, requests: Requests, step: Int64s) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        phone = requests.phone.astype(np.int64)
-        attempt = requests.attempt.astype(np.int64)
-        latency = uniform(self._seed, phone, step, attempt, np.zeros(len(step), np.int64))
-        return latency, uniform(self._seed, phone, step, attempt, np.ones(len(step), np.int64))
+        latency, answer = (self._draw(requests.phone, step, requests.attempt, what) for what in (_LATENCY, _ANSWER))
+        return latency, answer
 
-    def _judge(self, keys: bytes, draw: NDArray[np.float64]) -> tuple[Int8s, Int8s]:
+    def _draw(
+        self, phone: NDArray[np.bytes_], step: Int64s, attempt: NDArray[np.integer], what: int
+    ) -> NDArray[np.float64]:
+        keys = (phone.astype(np.int64), step, attempt.astype(np.int64), np.full(len(step), what, np.int64))
+        return uniform(self._seed, *keys)
+
+    def _judge(self, requests: Requests, draw: NDArray[np.float64]) -> tuple[Int8s, Int8s]:
         """What is true of each request, and what its sender is told."""
-        answer = np.full(len(draw), int(Outcome.ACCEPTED), np.int8)
-        behaviour = self._behaviour
-        bound = 0.0
-        for share, outcome in (
-            (behaviour.rejected, Outcome.REJECTED),
-            (behaviour.throttled, Outcome.THROTTLED),
-            (behaviour.refused, Outcome.REFUSED),
-        ):
-            answer[(draw >= bound) & (draw < bound + share)] = outcome
-            bound += share
-        split: list[bytes] = np.frombuffer(keys, "V16").tolist()
+        bounds = self._behaviour.bounds(requests.slot_us)
+        fate = (draw >= bounds).sum(axis=0)
+        answer = _TRUE[fate]
+        if self._behaviour.bans:
+            banned = self._behaviour.banned(requests.device, requests.slot_us)
+            answer[banned] = Outcome.CREDENTIALS
+            fate[banned] = _UNHARMED
+        split: list[bytes] = np.frombuffer(requests.key, "V16").tolist()
         repeated = self._seen.intersection(split)
         if repeated or len(set(split)) < len(split):
             self._mark_repeats(answer, split)
-        elif bound:
+        elif (answer == Outcome.ACCEPTED).all():
+            self._seen.update(split)
+        else:
             self._seen.update(
                 key for key, good in zip(split, (answer == Outcome.ACCEPTED).tolist(), strict=True) if good
             )
-        else:
-            self._seen.update(split)
         told = answer.copy()
-        told[(draw >= bound) & (draw < bound + behaviour.lost)] = Outcome.IN_DOUBT
+        told[fate == _LOST] = Outcome.IN_DOUBT
         return answer, told
+
+    def _read(self, receipts: NDArray[np.void], step: Int64s) -> None:
+        """People read what has arrived, and some have had enough."""
+        behaviour = self._behaviour
+        good = receipts["answer"] == Outcome.ACCEPTED
+        receipts, step = receipts[good], step[good]
+        phone, attempt = receipts["phone"], receipts["attempt"]
+        leaves = self._draw(phone, step, attempt, _LEAVES) < behaviour.opted_out
+        after_s = behaviour.opted_out_within_s * self._draw(phone, step, attempt, _LEAVES_AFTER)
+        at_us = receipts["arrived_us"] + np.rint(after_s * SECOND_US).astype(np.int64)
+        for row in np.flatnonzero(leaves).tolist():
+            heappush(self._leaving, (int(at_us[row]), phone[row].decode()))
+
+    def next_opt_out_us(self) -> int:
+        """When the next lead opts out, as far as messages have arrived; ``NEVER_US`` when none does."""
+        return self._leaving[0][0] if self._leaving else NEVER_US
+
+    def opt_outs(self, until_us: int) -> list[str]:
+        """The phones of leads that opt out until then; the same ones again until they are forgotten."""
+        return sorted(phone for at_us, phone in self._leaving if at_us <= until_us)
+
+    def forget_opt_outs(self, until_us: int) -> None:
+        """Those until then are on record."""
+        while self._leaving and self._leaving[0][0] <= until_us:
+            heappop(self._leaving)
 
     def _mark_repeats(self, answer: Int8s, keys: list[bytes]) -> None:
         for row, key in enumerate(keys):

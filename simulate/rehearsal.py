@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,24 @@ from simulate.checker import check
 from simulate.circumstances import circumstances
 from simulate.driver import Driver, Progress
 from simulate.evidence import STATUSES, Evidence, collect
-from simulate.frame import Frame
+from simulate.frame import Frame, faults_of
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
 from simulate.pacing import Pacing
-from simulate.population import copy_leads, create_devices, lead_chunks
+from simulate.population import Carried, DeviceGroup, copy_leads, create_devices, lead_chunks
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
+from simulate.scenario.schema import START
 from simulate.sender import referee_sender
+from simulate.timetable import BansLifted, DeviceChange, Event, Switch, Timetable, Wave
 from simulate.watcher import Watcher
 
-START = datetime(2026, 1, 5, tzinfo=UTC)
-"""Virtual time starts here unless told otherwise: a Monday."""
 _LABELS = tuple(outcome.label for outcome in Outcome)
 _ANSWER_S = 120.0
+
+
+Bring = Callable[[asyncpg.Connection], Awaitable[Counts]]
+"""Brings leads from elsewhere; says what became of the file's rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Plan:
     """What to rehearse."""
 
     sequences: list[Sequence]
-    devices: int = 3000
+    fleet: tuple[DeviceGroup, ...] = (DeviceGroup(3000),)
     leads: int = 100_000
     days: float = 3.0
     shards: int | None = 10
@@ -67,12 +71,35 @@ class Plan:
     tick_s: float = 30.0
     start: datetime = START
     behaviour: Behaviour = field(default_factory=Behaviour)
-    quota_per_hour: int = 80
-    quota_per_day: int = 800
-    """Of every device."""
+    mix: tuple[Carried, ...] = ()
+    """What leads carry; empty: each one or two entry triggers."""
     pacing: Pacing = Pacing.BURST
-    bring_leads: Callable[[asyncpg.Connection], Awaitable[Counts]] | None = None
-    """Brings leads from elsewhere instead of making ``leads`` of them; says what became of the file's rows."""
+    waves: tuple[Wave, ...] = ()
+    """When the ``leads`` come; empty: all before virtual time begins."""
+    events: tuple[Event, ...] = ()
+    bring_leads: Bring | None = None
+    """Brings leads instead of making ``leads`` of them."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """The scenario, for those who compare runs: values by dotted key."""
+
+    @property
+    def devices(self) -> int:
+        """How many."""
+        return sum(group.count for group in self.fleet)
+
+    @property
+    def first_leads(self) -> int:
+        """How many leads are there when virtual time begins."""
+        begin_us = from_datetime(self.start)
+        there = sum(wave.count for wave in self.waves if wave.at_us <= begin_us and not wave.over_us)
+        return there if self.waves else self.leads
+
+    @property
+    def uneven(self) -> str | None:
+        """What on the way makes the ideal schedule no yardstick; None: nothing does."""
+        if any(isinstance(event, DeviceChange | BansLifted) for event in self.events) or self.behaviour.bans:
+            return "devices go, come or change on the way"
+        return "a sequence pauses on the way" if any(isinstance(event, Switch) for event in self.events) else None
 
     @property
     def entries(self) -> list[str]:
@@ -122,7 +149,9 @@ async def rehearse(
         fleet = await _fleet(url)
         names = dict(zip(fleet.number.tolist(), fleet.name, strict=True))
         # Side by side: the database gathers what the tables say while the receipts are hashed.
-        evidence, sha256 = await asyncio.gather(_evidence(url, settings), asyncio.to_thread(receipts.sha256, names))
+        evidence, sha256 = await asyncio.gather(
+            _evidence(url, settings, played.timetable), asyncio.to_thread(receipts.sha256, names)
+        )
         violations, figures = await asyncio.gather(
             asyncio.to_thread(check, receipts, evidence), asyncio.to_thread(_figures, plan, settings, fleet, evidence)
         )
@@ -137,7 +166,7 @@ async def rehearse(
         hour_us=settings.hours_us(1),
         guard_us=span_us(settings.guard_s),
         fleet=fleet,
-        faults=tuple(played.progress.faults),
+        faults=faults_of(played.progress.faults, plan.events, last_us),
     )
     wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
@@ -188,6 +217,24 @@ class _Played:
     shards: int
     progress: Progress
     steps: list[tuple[str, str]]
+    timetable: Timetable
+
+
+def _timetable(plan: Plan, cluster: Cluster, referee: Any, watcher: Watcher) -> Timetable:
+    begin_us = from_datetime(plan.start)
+    return Timetable(
+        [wave for wave in plan.waves if wave.at_us > begin_us or wave.over_us],
+        plan.events,
+        first_lead=plan.first_leads,
+        copy=partial(_copy, plan, watcher),
+        actors={"coordinator": cluster.coordinator, **{f"shard-{n}": each for n, each in enumerate(cluster.shards)}},
+        referee=referee if plan.behaviour.opted_out else None,
+        seed=plan.seed,
+    )
+
+
+async def _copy(plan: Plan, watcher: Watcher, connection: asyncpg.Connection, chunk: Int64s) -> None:
+    watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix))
 
 
 async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bool, phases: _Phases) -> _Played:
@@ -199,9 +246,9 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         stack.push_async_callback(connection.close)
         await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
         await apply(connection, plan.sequences)
-        gap_s = plan.pacing.gap_s(plan.quota_per_hour, plan.quota_per_day, settings)
-        await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day, gap_s)
+        await create_devices(connection, *(plan.pacing.paced(group, settings) for group in plan.fleet))
         cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool))
+        timetable = _timetable(plan, cluster, referee, phases.watcher)
         driver = Driver(
             cluster,
             url,
@@ -209,19 +256,20 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
             end_us=start_us + span_us(plan.days * 86_400),
             tick_us=span_us(plan.tick_s),
             on_tick=phases.watcher.tick,
+            timetable=timetable,
         )
         leads, rows = await _bring_leads(plan, connection, phases.watcher, driver)
         await connection.execute("ANALYZE leads")
         phases.begin("virtual time")
-        phases.watcher.expected(await _expected_sends(connection))
-        progress = await driver.run()
+        phases.watcher.expected(await _expected_sends(plan, connection))
         try:
+            progress = await driver.run()
             steps = await referee.steps.remote()
         except ray.exceptions.RayActorError:
             raise DriplineError("the referee died: without its receipts there is no verdict") from None
         await cluster.drain()
         phases.begin("verdict")
-    return _Played(leads, rows, len(cluster.shards), progress, steps)
+    return _Played(leads, rows, len(cluster.shards), progress, steps, timetable)
 
 
 @asynccontextmanager
@@ -247,13 +295,10 @@ async def _bring_leads(
     The first ones are in one transaction: nobody sees them before the entries are open. Enrolment takes them in their
     order, so how many there are at a time changes nothing. Returns how many, and what a file's rows became.
     """
-    leads, chunks, complete = plan.leads, lead_chunks(plan.leads), asyncio.Event()
+    leads, chunks, complete = plan.leads, lead_chunks(plan.first_leads), asyncio.Event()
     rows: Counts | None = None
     tasks = [asyncio.create_task(driver.open())]
-
-    async def copy(chunk: Int64s) -> None:
-        watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed))
-
+    copy = partial(_copy, plan, watcher, connection)
     try:
         async with connection.transaction():
             if plan.bring_leads is not None:
@@ -273,9 +318,9 @@ async def _bring_leads(
     return leads, rows
 
 
-async def _expected_sends(connection: asyncpg.Connection) -> int:
-    """Steps of every sequence that leads carry an entry trigger of."""
-    return int(
+async def _expected_sends(plan: Plan, connection: asyncpg.Connection) -> int:
+    """Steps of every sequence that leads carry an entry trigger of; who will come is taken to carry the same."""
+    there = int(
         await connection.fetchval(
             """SELECT coalesce(sum(carried.leads * (SELECT count(*) FROM sequence_steps s
                                                     WHERE s.sequence_id = e.sequence_id)), 0)
@@ -284,12 +329,20 @@ async def _expected_sends(connection: asyncpg.Connection) -> int:
                JOIN open_entries e ON e.trigger = t.token"""
         )
     )
+    return there * plan.leads // plan.first_leads if plan.waves and plan.first_leads else there
 
 
-async def _evidence(url: str, settings: Settings) -> Evidence:
+async def _evidence(url: str, settings: Settings, timetable: Timetable) -> Evidence:
     connection = await connect(url, application_name="dripline checker")
     try:
-        return replace(await collect(connection, _LABELS), stuck_us=settings.hours_us(1))
+        found = await collect(connection, _LABELS)
+        ids = {sequence.name: id_ for id_, sequence in found.catalogue.sequences.items()}
+        return replace(
+            found,
+            stuck_us=settings.hours_us(1),
+            paused=timetable.paused(ids),
+            retriggered=frozenset(timetable.retriggered),
+        )
     finally:
         await connection.close()
 
@@ -305,10 +358,8 @@ def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
     return {
         "days": plan.days,
         "start": plan.start.isoformat(),
-        "quota_per_hour": plan.quota_per_hour,
-        "quota_per_day": plan.quota_per_day,
+        **plan.asked,
         "sequences": sorted(sequence.name for sequence in plan.sequences),
-        **{f"answers_{name}": value for name, value in asdict(plan.behaviour).items()},
         **settings.model_dump(mode="json", exclude=here),
     }
 
@@ -319,7 +370,8 @@ def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -
     device = evidence.ledger["device"][good].astype(np.int32)
     due_us, slot_us = evidence.ledger_us("due")[good], evidence.ledger_us("reserved")[good]
     late_s = (slot_us - due_us) / 1e6
-    gap = ideal.gap(device, due_us, slot_us, fleet, hour_us=settings.hours_us(1), guard_us=span_us(settings.guard_s))
+    hour_us, guard_us = settings.hours_us(1), span_us(settings.guard_s)
+    gap = None if plan.uneven else ideal.gap(device, due_us, slot_us, fleet, hour_us=hour_us, guard_us=guard_us)
     days = max(1.0, np.ceil((slot_us.max(initial=0) - from_datetime(plan.start)) / (24 * settings.hours_us(1))))
     use = np.bincount(fleet.rows(device), minlength=len(fleet)) / np.maximum(fleet.quota_per_day * days, 1)
     quantiles = np.quantile(late_s, (0.5, 0.95, 0.99, 1.0)) if len(late_s) else np.zeros(4)
@@ -327,7 +379,8 @@ def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -
         "enrolled": len(evidence.enrolments),
         **{name: int(status[index + 1]) for index, name in enumerate(STATUSES)},
         "lateness_s": dict(zip(("p50", "p95", "p99", "max"), quantiles.round(3).tolist(), strict=True)),
-        "optimality_gap_s": {"mean": round(gap.mean_s, 3), "max": round(gap.max_s, 3)},
-        "binding_limit": gap.binding_limit,
+        "optimality_gap_s": None if gap is None else {"mean": round(gap.mean_s, 3), "max": round(gap.max_s, 3)},
+        "optimality_gap_missing": plan.uneven,
+        "binding_limit": None if gap is None else gap.binding_limit,
         "device_use": {"mean": float(use.mean()), "min": float(use.min()), "max": float(use.max())} if len(use) else {},
     }

@@ -6,6 +6,7 @@ lead_file       which column means what; one record -> one lead; how two leads o
 mapping         FIELD=COLUMN options
 leads           a whole file into the table, chunk by chunk
 rejects_file    what could not be taken, with the reason
+yaml_file       YAML with the line of every key; what is wrong with it, in one line
 sequence_file   YAML -> checked sequences
 sequences       sequences into the tables, and what changed
 unmatched       triggers on leads that enrol nobody, and why

@@ -9,22 +9,21 @@
 
 Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
 sequence there); without ``entry`` anywhere, the first step is the entry. Everything is checked before it is
-used, and an error names the file, the sequence and the step.
+used, and an error names the file, the line, the sequence and the step.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from dispatcher.core.graph import SenderPolicy, Sequence, Step, check
 from dispatcher.errors import GraphError, InputError
+from dispatcher.intake.yaml_file import Finding, YamlFile, read
 
 _INTERVAL: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([hd])")
 _UNIT_H: Final = {"h": 1, "d": 24}
@@ -116,11 +115,11 @@ def load(path: Path) -> list[Sequence]:
         InputError: the file cannot be read or says something unknown; the subject names sequence and step.
         GraphError: the steps of a sequence cannot be followed, likewise.
     """
-    content = _read(path)
+    file = read(path)
     try:
-        entries = SequenceFile.model_validate(content).sequences
+        entries = SequenceFile.model_validate(file.content).sequences
     except ValidationError as error:
-        raise _telling(path, content, error) from None
+        raise _telling(file, error) from None
     sequences = [entry.sequence() for entry in entries]
     try:
         verify(sequences)
@@ -154,66 +153,23 @@ def verify(sequences: Iterable[Sequence]) -> None:
 ONE_TRIGGER: Final = "a trigger belongs to one step; rename one of them"
 
 
-def _read(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(str(path), "it is not UTF-8 text") from None
-    except RecursionError:
-        raise InputError(str(path), "it is nested too deeply", "write it as the examples are written") from None
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise InputError(f"{path}{line}", error.problem or "not YAML") from None
-    except yaml.YAMLError as error:
-        raise InputError(str(path), f"not YAML: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, where YAML keeps the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_MODELS: Final[dict[str, type[BaseModel]]] = {"sequences": SequenceEntry, "steps": StepEntry}
 _REENTRY: Final = "it is after_exit, never or an interval such as {after: 720h}"
 
 
-def _telling(path: Path, content: Any, error: ValidationError) -> InputError:
-    """One finding of pydantic as a line that names file, sequence, step and field; a mistyped key first."""
-    first = min(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
-    subject, at = [str(path)], content
+def _telling(file: YamlFile, error: ValidationError) -> InputError:
+    """One finding of pydantic as a line that names file, line, sequence, step and field."""
+    found = Finding.first(error, SequenceFile, file.content)
+    subject, at = [file.place((*found.keys, *filter(None, [found.unknown])))], file.content
     fields: list[str] = []
-    known: type[BaseModel] = SequenceFile
-    for part in first["loc"]:
-        if isinstance(part, int):
-            at = at[part]
+    for key in found.keys:
+        at = at.get(key) if isinstance(at, dict) else at[key]
+        if isinstance(key, int):
             where = fields.pop()
             label = at.get("name" if where == "sequences" else "trigger") if isinstance(at, dict) else None
-            subject.append(f"{where[:-1]} {part + 1 if label is None else repr(label)}")
+            subject.append(f"{where[:-1]} {key + 1 if label is None else repr(label)}")
         else:
-            known = _MODELS.get(part, known)
-            fields.append(part)
-            at = at.get(part) if isinstance(at, dict) else None
+            fields.append(key)
     if "reentry" in fields:
         return InputError(", ".join(subject), "reentry cannot be understood", _REENTRY)
-    name = fields[-1] if fields else ""
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known.model_fields, 1)
-        advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known.model_fields)}"
-        return InputError(", ".join(subject), f"unknown key {name!r}", advice)
-    if first["type"] == "model_type":
-        return InputError(", ".join(subject), "a mapping of keys to values belongs here")
-    problem = first["msg"][:1].lower() + first["msg"][1:]
-    return InputError(", ".join(subject), f"{name}: {problem}" if name else problem)
+    name = fields[-1] if fields and found.unknown is None else ""
+    return InputError(", ".join(subject), f"{name}: {found.problem}" if name else found.problem, found.advice)

@@ -12,7 +12,7 @@ from dispatcher.store.migrate import migrate
 from dispatcher.store.registry import read_sequences
 from dispatcher.store.stamp import stamp
 from simulate.chaos.plan import SETTINGS, ChaosPlan
-from simulate.population import create_devices, create_leads
+from simulate.population import DeviceGroup, create_devices, create_leads
 
 _LOOK_S: Final = 1.0
 _EXPECTED: Final = """
@@ -73,7 +73,7 @@ async def populate(plan: ChaosPlan, url: str, gateway_url: str) -> None:
         await migrate(connection)
         await stamp(connection, "live", hour_s=SETTINGS["hour_s"])
         await apply(connection, plan.brisk)
-        await create_devices(connection, plan.devices, plan.quota_per_hour, plan.quota_per_day)
+        await create_devices(connection, DeviceGroup(plan.devices, plan.quota_per_hour, plan.quota_per_day))
         await connection.execute(
             "UPDATE devices SET gateway_url = $1, gateway_idempotent = $2, min_gap_s = $3",
             gateway_url, plan.idempotent, plan.min_gap_s,

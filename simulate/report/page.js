@@ -29,10 +29,12 @@
     { label: "95 %", colour: "--p95", width: 2.5, values: above(lateness.p95), own: lateness.p95 },
     { label: "half", colour: "--p50", values: above(lateness.p50), own: lateness.p50 },
   ], { logarithmic: true, value: format.span, tick: format.unit });
-  draw(at("behind"), data.hours, [
-    { label: "worst", colour: "--max", values: behind.max },
-    { label: "mean", colour: "--p95", fill: "--sent-soft", values: behind.mean },
-  ], { value: format.span, tick: format.span });
+  if (behind) {
+    draw(at("behind"), data.hours, [
+      { label: "worst", colour: "--max", values: behind.max },
+      { label: "mean", colour: "--p95", fill: "--sent-soft", values: behind.mean },
+    ], { value: format.span, tick: format.span });
+  }
   const palette = ["--hour", "--in-flight", "--bad", "--pacing", "--day-quota", "--pass", "--p95", "--open", "--good"];
   const others = Object.keys(outcomes).filter((name) => name !== "accepted");
   if (others.length) {

@@ -32,7 +32,7 @@ def series(run: Run) -> dict[str, Any]:
         "throughput": _columns(throughput(run, hours), 1),
         "backlog": _column(backlog(run, fine)),
         "lateness": _columns(lateness(run, hours), 2),
-        "behind": _columns(behind_ideal(run, hours), 2),
+        "behind": _columns(behind_ideal(run, hours), 2) if run.figures["optimality_gap_s"] else None,
         "limited": _columns(limited_by(run, hours), 4),
         "outcomes": _columns(outcomes(run, hours)),
         "faults": [

@@ -38,6 +38,7 @@ from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Eviden
 from simulate.examples import builtin
 from simulate.frame import Frame
 from simulate.outcome import RunOutcome
+from simulate.population import DeviceGroup
 from simulate.receipts import RECEIPT, Receipts
 from simulate.rehearsal import Plan, Rehearsed, rehearse
 from simulate.watcher import Watcher
@@ -93,8 +94,16 @@ class World:
         """Rehearse a ``Plan`` with the seed's sequences, starting over if the database was used before."""
         watcher = Watcher() if act is None else Hook(act)
         settings = Settings(**plan.pop("settings", {}))
+        kind = {name: plan.pop(name) for name in ("quota_per_hour", "quota_per_day", "min_gap_s") if name in plan}
+        if "devices" in plan:
+            plan["fleet"] = (DeviceGroup(plan.pop("devices"), **kind),)
         planned = Plan(**{"sequences": builtin(), "shards": 2, **plan})
-        return asyncio.run(rehearse(planned, settings, self.url, reset=True, server_pid=None, watcher=watcher))
+        return self.play(planned, settings, watcher)
+
+    def play(self, plan: Plan, settings: Settings | None = None, watcher: Watcher | None = None) -> Rehearsed:
+        """Rehearse, starting over if the database was used before."""
+        settings, watcher = settings or Settings(), watcher or Watcher()
+        return asyncio.run(rehearse(plan, settings, self.url, reset=True, server_pid=None, watcher=watcher))
 
     def rows(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         """What ``sql`` returns, by a connection of its own; also from inside a running loop."""

@@ -130,6 +130,23 @@ def test_leads_come_from_a_file_and_stay_in_a_database_of_ones_own(place, empty_
     assert fetch(empty_url, "SELECT count(*) FROM message_ledger") == [(6,)]
 
 
+@pytest.mark.slow
+def test_a_scenario_file_with_its_sequences_beside_it_and_flags_before_it(place):
+    folder = place.path / "plans"
+    folder.mkdir()
+    (folder / "hello.yaml").write_text("sequences: [{name: Hello, steps: [{trigger: hello, text: Hello}]}]")
+    (folder / "scenario.yaml").write_text(
+        "title: a few greetings\nseed: 5\ndays: 2\nshards: 1\ndevices: {count: 2}\nleads: {count: 30}\n"
+        "sequences: [hello.yaml]\nevents: [{at_h: 1, opt_out: 1}]\n"
+    )
+    done = place.simulate("plans/scenario.yaml", "--leads", "20", "--set", "devices.count=4", "--json", "run.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[:2] == ["seed 5: 4 devices, 1 shards, ticks of 30 s", "a few greetings"]
+    figures = json.loads((place.path / "run.json").read_text())
+    assert (figures["devices"], figures["leads"], figures["sends"], figures["completed"]) == (4, 20, 20, 20)
+    assert figures["optimality_gap_missing"] is None
+
+
 def fetch(url: str, sql: str) -> list[tuple[object, ...]]:
     async def ask() -> list[tuple[object, ...]]:
         connection = await connect(url)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,23 +11,25 @@ from dispatcher.config import Settings
 from dispatcher.core.outcomes import Outcome
 from dispatcher.core.quota import SlidingLog
 from simulate.pacing import Pacing
+from simulate.population import DeviceGroup
 
 S = 1_000_000
 
 
 @pytest.mark.parametrize(
     ("per_hour", "per_day", "gap_s"),
-    [(80, 800, 45.75), (7, 800, 522.857143), (80, 4, 915.0), (0, 800, None), (80, 0, None)],
+    [(80, 800, 45.75), (7, 800, 522.857143), (80, 4, 915.0), (0, 800, 5.0), (80, 0, 5.0)],
 )
 def test_the_gap_is_the_hour_with_its_guard_divided_by_the_quota(per_hour, per_day, gap_s):
-    assert Pacing.EVEN.gap_s(per_hour, per_day, Settings()) == gap_s
-    assert Pacing.BURST.gap_s(per_hour, per_day, Settings()) is None
+    group = DeviceGroup(3, per_hour, per_day)
+    assert Pacing.EVEN.paced(group, Settings()) == replace(group, min_gap_s=gap_s)
+    assert Pacing.BURST.paced(group, Settings()) == group
 
 
 @pytest.mark.parametrize("per_hour", [1, 7, 80, 799])
 def test_the_hours_window_never_binds_and_nothing_of_the_quota_is_wasted(per_hour):
     settings = Settings()
-    gap_us = round((Pacing.EVEN.gap_s(per_hour, 100_000, settings) or 0) * S)
+    gap_us = round(Pacing.EVEN.paced(DeviceGroup(1, per_hour, 100_000), settings).min_gap_s * S)
     window_us = settings.hours_us(1) + round(settings.guard_s * S)
     log = SlidingLog(
         [per_hour], [100_000], [50_000], [gap_us], hour_us=settings.hours_us(1), guard_us=round(settings.guard_s * S)

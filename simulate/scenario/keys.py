@@ -1,0 +1,29 @@
+"""What all mappings of a scenario file have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Path = tuple[str | int, ...]
+Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+def wrong(problem: str, *keys: str | int, advice: str = "") -> PydanticCustomError:
+    """A mistake that only a look at several keys shows.
+
+    Args:
+        problem: what is wrong.
+        keys: the way to the key to blame, below the model that raises this.
+        advice: what to do about it.
+    """
+    return PydanticCustomError("scenario", "{problem}", {"problem": problem, "keys": keys, "advice": advice})
+
+
+class Keys(BaseModel):
+    """A mapping of keys to values; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
