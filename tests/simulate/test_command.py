@@ -185,7 +185,7 @@ def test_a_live_database_is_never_touched(place, database_url):
         (("--leads-csv", "leads.csv", "--map", "phone=nope"), "nope"),
         (("--leads-csv", "leads.csv", "--map", "phone"), "phone"),
         (("--map", "phone=mobile"), "--leads-csv"),
-        (("--start", "9999-12-31"), "--start: 9999"),
+        (("--start", "9999-12-31"), "belongs here, not 9999"),
         (("--receipts", "run.txt"), "run.txt"),
         (("--receipts", "nowhere/run.csv"), "nowhere"),
         (("--json", "nowhere/run.json"), "nowhere"),

@@ -12,6 +12,7 @@ import pytest
 from dispatcher.core.outcomes import Outcome
 from simulate.driver import Fault
 from simulate.evidence import LEDGER, QUOTA, stamps
+from simulate.frame import faults_of
 from simulate.receipts import RECEIPT, Receipts
 from simulate.rehearsal import Rehearsed
 from simulate.report.axis import Axis, quantiles
@@ -25,6 +26,7 @@ from simulate.report.pace import backlog, fleet_quotas, throughput
 from simulate.report.page import page, verdict
 from simulate.report.run import Run
 from simulate.report.series import series
+from simulate.timetable import BansLifted, DeviceChange, Kill, OptOut, Switch
 
 HOUR_S, DAY_S = 3660, 24 * 3600 + 60
 
@@ -171,6 +173,33 @@ def test_names_and_faults_are_text_whatever_they_hold(story):
     assert "<i>" not in html
     assert html.count("</script>") == html.count("<script")
     assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in html
+
+
+def test_where_there_is_no_ideal_schedule_the_page_says_why(story):
+    done = story.message(7, 0, 0).enrolment(1, 7, "completed").told()
+    why = "devices go, come or change on the way"
+    run = run_of(done)
+    figures = run.figures | {"optimality_gap_s": None, "optimality_gap_missing": why, "binding_limit": None}
+    told = page(replace(run, figures=figures), "dripline simulate")
+    assert f"not computed: {why}" in told
+    assert "Behind the ideal schedule" not in told
+
+
+def test_what_a_scenario_does_stands_among_the_faults_in_the_order_of_time():
+    broke = Fault(5, "silent", "shard 1", "no answer within the tick")
+    planned = [
+        Kill(9, "shard-0"),
+        DeviceChange(2, ("a", "b"), "offline", "power cut", 20),
+        Switch(7, "Fitness", False),
+        BansLifted(1, ("a",)),
+        OptOut(20, 0.5),
+    ]
+    assert faults_of([broke], planned, 10) == (
+        Fault(2, "offline", "2 devices", "power cut, 20 an hour"),
+        broke,
+        Fault(7, "pause", "Fitness", ""),
+        Fault(9, "kill", "shard-0", ""),
+    )
 
 
 def test_the_page_allows_its_own_scripts_only_and_names_no_other_place(story):
