@@ -44,12 +44,10 @@ sender:
   bans: {share_per_day: 0.1, lifted_after_h: 12}
 events:
   - {at_h: 3, devices: {count: 5, health: offline, until_h: 10}}
-  - {at_h: 3.2, kill: shard-1}
   - {at_h: 4, devices: {group: big, quota_per_hour: 40, until_h: 30}}
   - {at_h: 5, pause: {sequence: 30 Day Fitness, until_h: 26}}
   - {at_h: 6, tag: {trigger: crypto_welcome, share: 0.2}}
   - {at_h: 7, opt_out: 0.05}
-  - {at_h: 25, kill: coordinator}
 """
 
 

@@ -29,7 +29,8 @@ WHERE EXISTS (SELECT FROM handovers h WHERE h.token = u.token AND u.id = ANY (h.
 SELECT bodies FROM handovers WHERE token = ANY ($1::bigint[]) ORDER BY handed_at;
 
 -- name: misplaced
--- Waiting enrolments of devices that are left, and those without a device: never pinned ones, never strict senders.
+-- Waiting enrolments of devices that are left, and those without a device: never pinned ones, never strict senders. In
+-- an order that does not depend on where rows lie: it decides who goes where.
 SELECT c.id
 FROM unnest($1::uuid[]) d(id)
 CROSS JOIN LATERAL (
@@ -37,10 +38,11 @@ CROSS JOIN LATERAL (
     WHERE w.home_device_id = d.id AND w.status = 'active' AND NOT w.held AND NOT w.pinned
       AND w.lease_token IS NULL
       AND w.sequence_id = ANY (ARRAY (SELECT s.id FROM sequences s WHERE s.sender_policy <> 'strict'))
-    LIMIT $2::bigint) c
+    ORDER BY w.next_trigger_time, w.id LIMIT $2::bigint) c
 UNION ALL
 (SELECT id FROM sequence_contacts
- WHERE home_device_id IS NULL AND status = 'active' AND NOT held AND lease_token IS NULL LIMIT $2::bigint)
+ WHERE home_device_id IS NULL AND status = 'active' AND NOT held AND lease_token IS NULL
+ ORDER BY next_trigger_time, id LIMIT $2::bigint)
 LIMIT $2::bigint;
 
 -- name: rehome
