@@ -209,6 +209,7 @@ def test_lost_devices_are_silent_until_they_are_back(world):
     small = (
         "devices.count=30",
         "leads.count=900",
+        "days=1.6",
         "events.0.devices.count=10",
         "shards=2",
         "sender.bans.share_per_day=0.05",
