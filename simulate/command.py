@@ -81,8 +81,6 @@ ChaosGateway = Annotated[
     ),
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the embedded database for inspection (dripline db url).")]
-
-
 ScenarioFile = Annotated[
     Path | None,
     typer.Argument(metavar="[FILE]", help="A scenario (YAML): docs/scenarios.md has its keys. Flags stand before it."),
@@ -132,30 +130,19 @@ def simulate(
     """
     begun_s = time.monotonic()
     _check_together(context, chaos is not None)
-    if receipts is not None and receipts.suffix not in (".csv", ".parquet"):
-        raise InputError("--receipts", f"{receipts.name} ends neither in .csv nor in .parquet", "rename it")
     if leads_csv is None and (columns or triggers or region):
         raise InputError("--map, --trigger, --region", "they say how to read --leads-csv", "give --leads-csv FILE too")
 
     from simulate.scenario.load import load
 
     loaded = load(scenario, _said(context, sets or [], chaos is not None))
-    require_writable("--json", json_file, *loaded.inputs)
-    require_writable("--receipts", receipts, *loaded.inputs)
-    require_writable("--report", report, *loaded.inputs)
-    require_directory("--parquet", parquet)
+    _check_outputs({"--json": json_file, "--receipts": receipts, "--report": report}, parquet, loaded.inputs)
 
     from dispatcher.config import load_settings
 
     settings = load_settings(data_dir=data_dir, database_url=None)
     if chaos is not None:
-        from simulate.chaos.outcome import table as chaos_table
-        from simulate.chaos.plan import ChaosPlan
-
-        sizes = {name: value for name, value in (("devices", devices), ("leads", leads), ("shards", shards))
-                 if _source(context, name) != "DEFAULT"}  # fmt: skip
-        stormy = ChaosPlan(loaded.sequences, chaos, strikes=chaos_strikes, idempotent=chaos_idempotent, **sizes)
-        _show(_storm(stormy, settings, keep=keep, quiet=quiet), chaos_table, json_file, quiet)
+        _play_chaos(context, loaded.sequences, settings)
         return
     bring = None if loaded.csv is None else _lead_file(loaded)
 
@@ -214,6 +201,16 @@ def _announce(plan: Any, title: str | None) -> None:
         err.print(title, markup=False)
 
 
+def _check_outputs(files: dict[str, Path | None], parquet: Path | None, inputs: tuple[Path, ...]) -> None:
+    """Refuse what cannot be written before anything is started."""
+    receipts = files["--receipts"]
+    if receipts is not None and receipts.suffix not in (".csv", ".parquet"):
+        raise InputError("--receipts", f"{receipts.name} ends neither in .csv nor in .parquet", "rename it")
+    for flag, path in files.items():
+        require_writable(flag, path, *inputs)
+    require_directory("--parquet", parquet)
+
+
 def _check_together(context: typer.Context, chaos: bool) -> None:
     """Refuse flags that mean nothing to the kind of run that was asked for."""
     for parameter in context.command.params:
@@ -238,6 +235,19 @@ def _show(outcome: Any, table: Callable[[Any], Any], json_file: Path | None, qui
         out.print(table(outcome))
     if not outcome.good:
         raise typer.Exit(1)
+
+
+def _play_chaos(context: typer.Context, sequences: list[Any], settings: Any) -> None:
+    """Run a storm instead of a rehearsal, and show what came out."""
+    from simulate.chaos.outcome import table
+    from simulate.chaos.plan import ChaosPlan
+
+    given = context.params
+    sizes = {name: given[name] for name in ("devices", "leads", "shards") if _source(context, name) != "DEFAULT"}
+    plan = ChaosPlan(
+        sequences, given["chaos"], strikes=given["chaos_strikes"], idempotent=given["chaos_idempotent"], **sizes
+    )
+    _show(_storm(plan, settings, keep=given["keep"], quiet=given["quiet"]), table, given["json_file"], given["quiet"])
 
 
 def _storm(plan: Any, settings: Any, *, keep: bool, quiet: bool) -> Any:

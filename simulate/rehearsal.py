@@ -156,18 +156,7 @@ async def rehearse(
             asyncio.to_thread(check, receipts, evidence), asyncio.to_thread(_figures, plan, settings, fleet, evidence)
         )
         phases.begin("done")
-    tick_us = span_us(plan.tick_s)
-    start_us, last_us = from_datetime(plan.start), played.progress.now_us + tick_us
-    frame = Frame(
-        start_us=start_us,
-        # Ticks in which nothing can happen are jumped over, but what waits still waits until time is over.
-        end_us=max(last_us, start_us + span_us(plan.days * 86_400)) if figures["active"] else last_us,
-        tick_us=tick_us,
-        hour_us=settings.hours_us(1),
-        guard_us=span_us(settings.guard_s),
-        fleet=fleet,
-        faults=faults_of(played.progress.faults, plan.events, last_us),
-    )
+    frame = _frame(plan, settings, fleet, played.progress, waits=bool(figures["active"]))
     wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
     outcome = RunOutcome(
@@ -179,7 +168,7 @@ async def rehearse(
         tick_s=plan.tick_s,
         pacing=plan.pacing.value,
         settings=_told(plan, settings),
-        virtual_s=(last_us - start_us) / 1e6,
+        virtual_s=(played.progress.now_us - from_datetime(plan.start)) / 1e6 + plan.tick_s,
         wall_s=round(wall_s, 3),
         wall={name: round(span_s, 3) for name, span_s in phases.wall_s.items()},
         sends=sends,
@@ -350,6 +339,21 @@ async def _evidence(url: str, settings: Settings, timetable: Timetable) -> Evide
 async def _fleet(url: str) -> Fleet:
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
         return await read_fleet(Session(pool, statements("catalogue")))
+
+
+def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, waits: bool) -> Frame:
+    start_us, tick_us = from_datetime(plan.start), span_us(plan.tick_s)
+    last_us = progress.now_us + tick_us
+    return Frame(
+        start_us=start_us,
+        # Ticks in which nothing can happen are jumped over, but what waits still waits until time is over.
+        end_us=max(last_us, start_us + span_us(plan.days * 86_400)) if waits else last_us,
+        tick_us=tick_us,
+        hour_us=settings.hours_us(1),
+        guard_us=span_us(settings.guard_s),
+        fleet=fleet,
+        faults=faults_of(progress.faults, plan.events, last_us),
+    )
 
 
 def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
