@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulate.ideal import allowed
-from simulate.report.axis import Axis
+from simulate.axis import Axis
 from simulate.report.run import Run
 from simulate.waits import LIMITS, Ticks, waits
 
