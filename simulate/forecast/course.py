@@ -158,7 +158,7 @@ class Course:
             sent += count
 
     def _place(self, group: _Group, who: Indices, from_us: int, to_us: int) -> tuple[Indices, int]:
-        """Place the next messages of those enrolments; returns who has another one in this segment, and how many left."""
+        """Place their next messages; returns who has another one in this segment, and how many left."""
         state = self.state
         who = self._stop(who)
         row = (state.home[who] - group.low).astype(np.intp)
@@ -178,7 +178,7 @@ class Course:
             there &= ~gone
         self.tally.add_waits(placed)
         arrives = there if fate is None else there & ((fate == Outcome.ACCEPTED) | (fate == Outcome.IN_DOUBT))
-        step = state.step[who[arrives]]
+        step = state.step[who[arrives]].astype(np.intp)
         self.tally.add(self._wave(who[arrives]), step, due_us[arrives], slot_us[arrives])
         if self._behaviour.opted_out:
             self._read(who[arrives], slot_us[arrives])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from uuid import UUID
 
 import numpy as np
@@ -47,7 +46,7 @@ def world_of(plan: Plan, settings: Settings, file: list[Lead] | None = None) -> 
         catalogue=catalogue,
         fleet=fleet_of(plan, settings),
         leads=leads,
-        enrolments=Enrolments(*(np.zeros(0, kind) for kind in (np.intp, np.int32, np.int32, np.int32, np.int64))),
+        enrolments=Enrolments.none(),
         waves=waves,
         start_us=start_us,
         tick_us=span_us(plan.tick_s),

@@ -12,7 +12,7 @@ from dispatcher.core.batches import Indices, Int32s, Int64s
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.routing import plan_homes
 from simulate.forecast.state import State
-from simulate.forecast.world import DONE, STOPPED, WAITING, Steps, World
+from simulate.forecast.world import DONE, WAITING, Steps, World
 from simulate.timetable import BansLifted, DeviceChange, Event, OptOut, Switch, Tag, chosen
 
 _BANNED: Final = "credentials"

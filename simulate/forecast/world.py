@@ -100,6 +100,12 @@ class Enrolments(Columns):
     """Row of its device in the fleet; -1: it gets one when it is enrolled."""
     due_us: Int64s
 
+    @classmethod
+    def none(cls) -> Self:
+        """Of nobody."""
+        small = np.zeros(0, np.int32)
+        return cls(np.zeros(0, np.intp), small, small, small, np.zeros(0, np.int64))
+
 
 @dataclass(frozen=True, slots=True)
 class Past(Columns):
