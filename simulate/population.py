@@ -115,7 +115,7 @@ def carried(
     first = (_draw(seed, numbers, _ENTRY) * count).astype(np.intp)
     other = (first + 1 + (_draw(seed, numbers, _WHICH) * (count - 1)).astype(np.intp)) % count
     two = (_draw(seed, numbers, _SECOND) < _SECOND_TRIGGER) & (count > 1)
-    pairs = [(a,) if a == b else (a, b) for a in entries for b in entries]
+    pairs: list[tuple[str, ...]] = [(a,) if a == b else (a, b) for a in entries for b in entries]
     return first * count + np.where(two, other, first), pairs
 
 
