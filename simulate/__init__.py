@@ -14,6 +14,7 @@ checker     the invariants, from receipts, ledger and the seed's tables only
 timelines   slots of many devices under pacing and rolling windows, on arrays
 waits       what messages of devices waited for: pacing, a quota, room in flight
 ideal       the schedule nobody can beat, for the optimality gap
+axis        virtual time in buckets
 model       the whole schedule on arrays: every message of every enrolment, with no latency
 outcome     the figures a run ends with: JSON and terminal
 frame       when and on what a run took place
@@ -27,6 +28,7 @@ memory      the peak of all processes
 examples    the built-in sequences
 timetable   what the world does on the way, at tick borders: leads come, devices go, people decide
 scenario    scenario files, and what is set over them, as the plan of a rehearsal
+forecast    ``dripline forecast``: finish, limits and devices needed, on arrays
 gateway     a real HTTP gateway process for tests
 gateway_receipts  its log as receipts, so that one checker judges both worlds
 chaos       the live engine on the real stack through a storm of faults

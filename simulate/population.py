@@ -84,9 +84,14 @@ async def copy_leads(
         entries: triggers, of which every lead carries one or two, if there is no ``mix``.
         mix: what leads carry instead.
     """
-    lines = _mixed_lines(numbers, mix, seed) if mix else _lines(numbers, entries, seed)
+    lines = _lines(numbers, entries, seed, mix)
     await connection.copy_to_table("leads", source=_once(lines), columns=("phone", "name", "niche", "trigger"))
     return len(numbers)
+
+
+def lead_phones(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``lead_phone`` of each, as a number."""
+    return numbers + int(lead_phone(0))
 
 
 def lead_phone(number: int) -> str:
@@ -98,30 +103,31 @@ def _draw(seed: int, numbers: NDArray[np.int64], what: int) -> NDArray[np.float6
     return uniform(seed, numbers, np.full(len(numbers), what, np.int64))
 
 
-def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int) -> bytes:
-    first = (_draw(seed, numbers, _ENTRY) * len(entries)).astype(np.intp)
-    other = (first + 1 + (_draw(seed, numbers, _WHICH) * (len(entries) - 1)).astype(np.intp)) % len(entries)
-    two = (_draw(seed, numbers, _SECOND) < _SECOND_TRIGGER) & (len(entries) > 1)
-    label = _draw(seed, numbers, _LABEL) < _LABELLED
+def carried(
+    numbers: NDArray[np.int64], entries: Sequence[str], seed: int, mix: Sequence[Carried] = ()
+) -> tuple[NDArray[np.intp], list[tuple[str, ...]]]:
+    """Which triggers leads carry, but for labels that nobody sends to: a place in the list, and the list."""
+    if mix:
+        weights = np.array([weight for _, weight in mix])
+        bounds = np.cumsum(weights / weights.sum())[:-1]
+        return np.searchsorted(bounds, _draw(seed, numbers, _ENTRY), side="right"), [triggers for triggers, _ in mix]
+    count = len(entries)
+    first = (_draw(seed, numbers, _ENTRY) * count).astype(np.intp)
+    other = (first + 1 + (_draw(seed, numbers, _WHICH) * (count - 1)).astype(np.intp)) % count
+    two = (_draw(seed, numbers, _SECOND) < _SECOND_TRIGGER) & (count > 1)
+    pairs: list[tuple[str, ...]] = [(a,) if a == b else (a, b) for a in entries for b in entries]
+    return first * count + np.where(two, other, first), pairs
+
+
+def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int, mix: Sequence[Carried]) -> bytes:
+    which, lists = carried(numbers, entries, seed, mix)
+    label = (_draw(seed, numbers, _LABEL) < _LABELLED) & (not mix)
     name = (_draw(seed, numbers, _NAME) * len(_NAMES)).astype(np.intp)
-    rows = zip(
-        numbers.tolist(), name.tolist(), first.tolist(), other.tolist(), two.tolist(), label.tolist(), strict=True
-    )
+    told = [f"{triggers[0].split('_')[0]}\t{','.join(triggers)}" for triggers in lists]
+    rows = zip(numbers.tolist(), name.tolist(), which.tolist(), label.tolist(), strict=True)
     return "".join(
-        f"{PHONE_PREFIX}1{n:08d}\t{_NAMES[who]}\t{entries[a].split('_')[0]}\t"
-        f"{entries[a]}{',' + entries[b] if second else ''}{', newsletter' if marked else ''}\n"
-        for n, who, a, b, second, marked in rows
+        f"{lead_phone(n)}\t{_NAMES[who]}\t{told[w]}{', newsletter' if marked else ''}\n" for n, who, w, marked in rows
     ).encode()
-
-
-def _mixed_lines(numbers: NDArray[np.int64], mix: Sequence[Carried], seed: int) -> bytes:
-    weights = np.array([weight for _, weight in mix])
-    bounds = np.cumsum(weights / weights.sum())[:-1]
-    carried = [f"{triggers[0].split('_')[0]}\t{','.join(triggers)}" for triggers, _ in mix]
-    which = np.searchsorted(bounds, _draw(seed, numbers, _ENTRY), side="right")
-    name = (_draw(seed, numbers, _NAME) * len(_NAMES)).astype(np.intp)
-    rows = zip(numbers.tolist(), name.tolist(), which.tolist(), strict=True)
-    return "".join(f"{lead_phone(n)}\t{_NAMES[who]}\t{carried[m]}\n" for n, who, m in rows).encode()
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -17,13 +17,14 @@ import ray
 from numpy.typing import NDArray
 
 from dispatcher.core.backoff import text_key, uniform
-from dispatcher.core.batches import Int8s, Int32s, Int64s
+from dispatcher.core.batches import Indices, Int8s, Int32s, Int64s
 from dispatcher.core.moments import NEVER_US, SECOND_US
 from dispatcher.core.outcomes import Outcome
 from simulate.receipts import RECEIPT
 
 _QUANTILES: Final = 1 << 13
-_LATENCY, _ANSWER, _LEAVES, _LEAVES_AFTER = range(4)
+LATENCY, ANSWER, LEAVES, LEAVES_AFTER = range(4)
+"""What a draw decides."""
 _TRUE: Final = np.array(
     [Outcome.REJECTED, Outcome.THROTTLED, Outcome.REFUSED, Outcome.ACCEPTED, Outcome.ACCEPTED], np.int8
 )
@@ -107,6 +108,17 @@ class Behaviour:
         for period in self.periods:
             shares[:, (slot_us >= period.from_us) & (slot_us < period.to_us)] = np.array(period.shares)[:, None]
         return np.cumsum(shares, axis=0)
+
+    def fates(self, draw: NDArray[np.float64], slot_us: Int64s) -> Indices:
+        """What becomes of messages: which share each draw in [0, 1) falls into."""
+        return np.asarray((draw >= self.bounds(slot_us)).sum(axis=0))
+
+    def told(self, draw: NDArray[np.float64], slot_us: Int64s) -> Int8s:
+        """The outcomes that senders learn of."""
+        fate = self.fates(draw, slot_us)
+        told = _TRUE[fate]
+        told[fate == _LOST] = Outcome.IN_DOUBT
+        return told
 
     def banned(self, device: Int32s, slot_us: Int64s) -> NDArray[np.bool_]:
         """Which of these messages come from a device that is banned when they do."""
@@ -194,7 +206,7 @@ class Referee:
         return os.getpid()
 
     def _draws(self, requests: Requests, step: Int64s) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        latency, answer = (self._draw(requests.phone, step, requests.attempt, what) for what in (_LATENCY, _ANSWER))
+        latency, answer = (self._draw(requests.phone, step, requests.attempt, what) for what in (LATENCY, ANSWER))
         return latency, answer
 
     def _draw(
@@ -205,8 +217,7 @@ class Referee:
 
     def _judge(self, requests: Requests, draw: NDArray[np.float64]) -> tuple[Int8s, Int8s]:
         """What is true of each request, and what its sender is told."""
-        bounds = self._behaviour.bounds(requests.slot_us)
-        fate = (draw >= bounds).sum(axis=0)
+        fate = self._behaviour.fates(draw, requests.slot_us)
         answer = _TRUE[fate]
         if self._behaviour.bans:
             banned = self._behaviour.banned(requests.device, requests.slot_us)
@@ -232,8 +243,8 @@ class Referee:
         good = receipts["answer"] == Outcome.ACCEPTED
         receipts, step = receipts[good], step[good]
         phone, attempt = receipts["phone"], receipts["attempt"]
-        leaves = self._draw(phone, step, attempt, _LEAVES) < behaviour.opted_out
-        after_s = behaviour.opted_out_within_s * self._draw(phone, step, attempt, _LEAVES_AFTER)
+        leaves = self._draw(phone, step, attempt, LEAVES) < behaviour.opted_out
+        after_s = behaviour.opted_out_within_s * self._draw(phone, step, attempt, LEAVES_AFTER)
         at_us = receipts["arrived_us"] + np.rint(after_s * SECOND_US).astype(np.int64)
         for row in np.flatnonzero(leaves).tolist():
             heappush(self._leaving, (int(at_us[row]), phone[row].decode()))

@@ -124,7 +124,7 @@ class Timetable:
     ) -> None:
         self._waves = sorted(waves, key=lambda wave: wave.at_us)
         self._events = sorted(enumerate(events), key=lambda numbered: numbered[1].at_us)
-        self._coming = np.sort(np.concatenate([_moments(wave) for wave in waves] or [np.zeros(0, np.int64)]))
+        self._coming = np.sort(np.concatenate([moments(wave) for wave in waves] or [np.zeros(0, np.int64)]))
         self._first, self._copy, self._actors, self._referee, self._seed = first_lead, copy, actors, referee, seed
         self._come, self._done, self._analysed = 0, 0, first_lead
         self._switched: dict[str, list[int]] = defaultdict(list)
@@ -205,9 +205,8 @@ class Timetable:
 
     def _chosen(self, phones: Sequence[str], number: int, share: float) -> list[str]:
         """The phones that event ``number`` concerns."""
-        column = np.array(phones, np.int64)
-        draw = uniform(self._seed, column, np.full(len(column), number), np.full(len(column), _CHOICE))
-        return [phones[row] for row in np.flatnonzero(draw < share).tolist()]
+        rows = np.flatnonzero(chosen(self._seed, np.array(phones, np.int64), number, share))
+        return [phones[row] for row in rows.tolist()]
 
     async def _opt_out(self, connection: asyncpg.Connection, phones: Sequence[str]) -> None:
         for some in _portions(phones):
@@ -244,6 +243,12 @@ async def _kill(actor: Any) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
+def chosen(seed: int, phones: NDArray[np.int64], number: int, share: float) -> NDArray[np.bool_]:
+    """Which of the leads with these phones event ``number`` concerns."""
+    draw = uniform(seed, phones, np.full(len(phones), number), np.full(len(phones), _CHOICE))
+    return np.asarray(draw < share)
+
+
 def choose(names: Sequence[str], count: int, seed: int, number: int) -> tuple[str, ...]:
     """The ``count`` devices that event ``number`` concerns, in the order of ``names``."""
     place = np.arange(len(names))
@@ -251,7 +256,7 @@ def choose(names: Sequence[str], count: int, seed: int, number: int) -> tuple[st
     return tuple(names[row] for row in np.sort(np.argsort(draw, kind="stable")[:count]).tolist())
 
 
-def _moments(wave: Wave) -> NDArray[np.int64]:
+def moments(wave: Wave) -> NDArray[np.int64]:
     """When each lead of a wave comes."""
     return wave.at_us + np.arange(wave.count) * wave.over_us // max(wave.count, 1)
 

@@ -47,7 +47,15 @@ def _sequences(rows: list[asyncpg.Record], step_rows: list[asyncpg.Record]) -> l
 
 async def read_fleet(session: Session) -> Fleet:
     """All devices."""
-    rows = await session.rows("devices")
+    return _fleet(await session.rows("devices"))
+
+
+async def read_devices(connection: asyncpg.Connection) -> Fleet:
+    """All devices, for a person's command."""
+    return _fleet(await connection.fetch(statements("catalogue")["devices"]))
+
+
+def _fleet(rows: list[asyncpg.Record]) -> Fleet:
     column = {name: [row[name] for row in rows] for name in (rows[0].keys() if rows else ())}
     return Fleet(
         number=np.array(column.get("number", []), np.int32),

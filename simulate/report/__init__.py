@@ -1,7 +1,6 @@
 """The report of a rehearsal: one HTML file that needs nothing else.
 
 run        the run as the parts below look at it
-axis       virtual time in buckets
 pace       what left when beside the fleet's limits, and the backlog
 lateness   percentiles of lateness, and how far behind the ideal schedule
 limits     what limited the fleet when

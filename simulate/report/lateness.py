@@ -7,8 +7,8 @@ from typing import Any, Final
 import numpy as np
 
 from dispatcher.core.moments import SECOND_US
+from simulate.axis import Axis, quantiles
 from simulate.ideal import beside
-from simulate.report.axis import Axis, quantiles
 from simulate.report.run import Run
 
 SHARES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from simulate.axis import Axis
 from simulate.ideal import allowed
-from simulate.report.axis import Axis
 from simulate.report.run import Run
 from simulate.waits import LIMITS, Ticks, waits
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dispatcher.core.batches import Indices
 from dispatcher.core.outcomes import Outcome
-from simulate.report.axis import Axis
+from simulate.axis import Axis
 from simulate.report.run import Run
 
 

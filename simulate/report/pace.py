@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Int64s
 from dispatcher.core.outcomes import Outcome
 from dispatcher.core.quota import HOURS_PER_DAY
-from simulate.report.axis import Axis
+from simulate.axis import Axis
 from simulate.report.run import Run
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dispatcher.core.moments import SECOND_US
-from simulate.report.axis import Axis
+from simulate.axis import Axis
 from simulate.report.devices import devices
 from simulate.report.lateness import behind_ideal, lateness
 from simulate.report.limits import limited_by

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from dispatcher.core.outcomes import Outcome
+from simulate.axis import Axis, quantiles
 from simulate.driver import Fault
 from simulate.evidence import LEDGER, QUOTA, stamps
 from simulate.frame import faults_of
 from simulate.receipts import RECEIPT, Receipts
 from simulate.rehearsal import Rehearsed
-from simulate.report.axis import Axis, quantiles
 from simulate.report.devices import devices
 from simulate.report.funnel import Funnel, StepCount, funnels
 from simulate.report.html import span

@@ -1,0 +1,278 @@
+"""What becomes of every message: segment by segment from one event to the next, group by group of devices.
+
+Within a segment nothing changes but by the messages themselves, so their slots follow from ``Timelines`` alone. The
+calendar of a group is cut into stretches as long as the shortest delay, as in ``simulate.model``. A slot that would
+lie in the next segment is not taken: the message is due still when that one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dispatcher.core.backoff import THROTTLE_S, delays_s, uniform
+from dispatcher.core.batches import Indices, Int8s, Int64s
+from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
+from dispatcher.core.outcomes import Outcome
+from dispatcher.core.routing import plan_homes
+from simulate.forecast.state import State
+from simulate.forecast.tally import Tally
+from simulate.forecast.turns import Turns
+from simulate.forecast.world import DONE, FAILED, STOPPED, WAITING, World
+from simulate.referee import ANSWER, LEAVES, LEAVES_AFTER
+from simulate.timelines import Limits, Timelines
+from simulate.waits import by_device
+
+_TOGETHER: Final = 1 << 15
+"""Enrolments that go through their calendar together, about: what the processor's cache holds."""
+_RETRY: Final = 0xF0
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Devices that are played together."""
+
+    low: int
+    """Row of the first one."""
+    high: int
+    """Row behind the last one."""
+    timelines: Timelines
+
+
+class Course:
+    """One forecast, played to its end.
+
+    Args:
+        world: what it starts from.
+        until_us: nothing is sent from then on; ``NEVER_US``: to the last message.
+        on_progress: called now and then with the number of messages sent.
+    """
+
+    def __init__(
+        self, world: World, *, until_us: int = NEVER_US, on_progress: Callable[[int], None] = lambda sent: None
+    ) -> None:
+        self.world, self._until_us, self._on_progress = world, until_us, on_progress
+        self.steps = world.steps
+        self.state = State.of(world)
+        hour_us = world.settings.hours_us(1)
+        self.tally = Tally(world.start_us, hour_us, len(world.waves), len(self.steps.triggers), world.deadline_us)
+        self.turns = Turns(world, self.steps, self.state)
+        self._behaviour = world.behaviour
+        self._groups = self._grouped()
+        self._width_us = int(min([*self.steps.delay_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
+        if any(any(shares) for shares in (world.behaviour.shares, *(p.shares for p in world.behaviour.periods))):
+            self._width_us = min(self._width_us, hour_us)  # what fails comes back soon
+        self._preload()
+
+    def play(self) -> None:
+        """Send everything that can be sent."""
+        borders = [self.world.start_us, *self.turns.moments_us(), self._until_us]
+        borders = sorted({moment for moment in borders if moment <= self._until_us})
+        for from_us, to_us in pairwise([*borders, *([NEVER_US] if self._until_us == NEVER_US else [])]):
+            self.turns.act(from_us)
+            self._settle(to_us)
+            self._segment(from_us, to_us)
+        self._stop(np.flatnonzero((self.state.state == WAITING) & (self._leave_us < self._until_us)))
+
+    @property
+    def _leave_us(self) -> Int64s:
+        """When the lead of each enrolment opts out."""
+        return self.state.leave_us[self.state.lead]
+
+    def _grouped(self) -> list[_Group]:
+        turns, rows = self.turns, len(self.world.fleet)
+        limits = self._limits()
+        size = max(1, _TOGETHER * rows // max(len(self.state.lead), 1))
+        keep = turns.most_per_day
+        return [
+            _Group(low, high, Timelines(_of(limits, low, high), keep=keep[low:high]))
+            for low, high in ((low, min(low + size, rows)) for low in range(0, rows, size))
+        ]
+
+    def _limits(self) -> Limits:
+        settings, turns = self.world.settings, self.turns
+        fleet = self.world.fleet.replace(quota_per_hour=turns.per_hour, quota_per_day=turns.per_day)
+        return Limits.of(fleet, hour_us=settings.hours_us(1), guard_us=span_us(settings.guard_s))
+
+    def _preload(self) -> None:
+        """What has been sent before counts, at the moment it was."""
+        past = self.world.past
+        for group in self._groups:
+            mine = (past.row >= group.low) & (past.row < group.high)
+            group.timelines.record(past.row[mine] - group.low, past.slot_us[mine])
+
+    def _settle(self, to_us: int) -> None:
+        """Enrolments that begin in this segment get their devices, in the order in which they come."""
+        state = self.state
+        new = np.flatnonzero((state.state == WAITING) & (state.home < 0) & (state.due_us < to_us))
+        if not len(new):
+            return
+        new = new[np.lexsort((state.lead[new], state.due_us[new]))]
+        weight = np.where(self.turns.available, self.turns.per_day, 0).astype(np.float64)
+        load = self.turns.load()
+        leads = np.flatnonzero(np.diff(state.lead[new], prepend=-1))
+        for begin in range(0, len(leads), self.world.settings.enrol_rows):
+            some = leads[begin : begin + self.world.settings.enrol_rows]
+            homes = plan_homes(load, weight, len(some))
+            if not len(homes):
+                return
+            last = leads[begin + len(some)] if begin + len(some) < len(leads) else len(new)
+            counts = np.diff(some, append=last)
+            state.home[new[some[0] : last]] = np.repeat(homes, counts)
+            load += np.bincount(np.repeat(homes, counts), minlength=len(load))
+
+    def _segment(self, from_us: int, to_us: int) -> None:
+        """All groups, until everything that can leave before ``to_us`` has left."""
+        state, turns = self.state, self.turns
+        able = turns.available & (np.minimum(turns.per_hour, turns.per_day) > 0)
+        who = np.flatnonzero((state.state == WAITING) & (state.home >= 0) & (state.due_us < to_us))
+        who = who[able[state.home[who]] & ~turns.paused[self.steps.sequence[state.step[who]]]]
+        who = who[np.argsort(state.home[who], kind="stable")]
+        bounds = np.searchsorted(state.home[who], [group.low for group in self._groups] + [len(able)])
+        limits = self._limits()
+        sent = int(self.tally.sent.sum())
+        for group, begin, end in zip(self._groups, bounds[:-1], bounds[1:], strict=True):
+            if begin < end:
+                group.timelines.limits = _of(limits, group.low, group.high)
+                sent += self._calendar(group, np.sort(who[begin:end]), from_us, to_us)
+                self._on_progress(sent)
+
+    def _calendar(self, group: _Group, who: Indices, from_us: int, to_us: int) -> int:
+        """The messages of one group in one segment; returns how many were sent."""
+        waiting: dict[int, list[Indices]] = {}
+        sent = 0
+        while True:
+            due_us = self.state.due_us[who]
+            stretch = (np.maximum(due_us, from_us) - from_us) // self._width_us
+            for number in np.unique(stretch).tolist():
+                waiting.setdefault(number, []).append(who[stretch == number])
+            if not waiting:
+                return sent
+            who = np.sort(np.concatenate(waiting.pop(min(waiting))))
+            who, count = self._place(group, who, from_us, to_us)
+            sent += count
+
+    def _place(self, group: _Group, who: Indices, from_us: int, to_us: int) -> tuple[Indices, int]:
+        """Place their next messages; returns who has another one in this segment, and how many left."""
+        state = self.state
+        who = self._stop(who)
+        row = (state.home[who] - group.low).astype(np.intp)
+        order = by_device(row, state.due_us[who])
+        who, row = who[order], row[order]
+        fate = self._fates(who, from_us)
+        unsent = None if fate is None else (fate == Outcome.THROTTLED) | (fate == Outcome.REFUSED)
+        due_us = state.due_us[who]
+        placed = group.timelines.explain(
+            row, np.maximum(due_us, from_us), until_us=to_us, charged=None if unsent is None else ~unsent
+        )
+        slot_us = placed.slot_us
+        there = slot_us < to_us
+        if state.leaving:
+            gone = there & (self._leave_us[who] <= slot_us)
+            self._end(who[gone], STOPPED, slot_us[gone])
+            there &= ~gone
+        self.tally.add_waits(placed)
+        arrives = there if fate is None else there & ((fate == Outcome.ACCEPTED) | (fate == Outcome.IN_DOUBT))
+        step = state.step[who[arrives]].astype(np.intp)
+        self.tally.add(self._wave(who[arrives]), step, due_us[arrives], slot_us[arrives])
+        if self._behaviour.opted_out:
+            self._read(who[arrives], slot_us[arrives])
+        who, slot_us = who[there], slot_us[there]
+        self._follow(who, slot_us, None if fate is None else fate[there])
+        return who[(state.state[who] == WAITING) & (state.due_us[who] < to_us)], int(np.count_nonzero(arrives))
+
+    def _wave(self, who: Indices) -> Indices:
+        return self.world.leads.wave[self.state.lead[who]].astype(np.intp)
+
+    def _fates(self, who: Indices, from_us: int) -> Int8s | None:
+        """What becomes of each message, with the referee's own draws; None: all are accepted."""
+        bounds = self._behaviour.bounds(np.array([from_us]))
+        if not bounds.any():
+            return None
+        state = self.state
+        fate = self._behaviour.told(self._draw(who, ANSWER), np.array([from_us]))
+        fate[state.asked[who]] = Outcome.REPEAT
+        return fate
+
+    def _draw(self, who: Indices, what: int) -> NDArray[np.float64]:
+        state = self.state
+        keys = (state.number[state.lead[who]], self.steps.key[state.step[who]], state.attempt[who].astype(np.int64))
+        return uniform(self.world.seed, *keys, np.full(len(who), what))
+
+    def _follow(self, who: Indices, slot_us: Int64s, fate: Int8s | None) -> None:
+        """What comes after: the next step, another try, or the end."""
+        state, settings = self.state, self.world.settings
+        if fate is None:
+            self._advance(who, slot_us)
+            return
+        for outcome in np.unique(fate).tolist():
+            these = fate == outcome
+            some, at_us = who[these], slot_us[these]
+            match outcome:
+                case Outcome.REJECTED:
+                    self._end(some, FAILED, at_us)
+                case Outcome.THROTTLED:
+                    self._again(some, at_us + span_us(THROTTLE_S))
+                case Outcome.REFUSED:
+                    state.retries[some] += 1
+                    retry = state.retries[some]
+                    draw = uniform(self.world.seed, some, retry.astype(np.int64), np.full(len(some), _RETRY))
+                    wait_s = delays_s(retry, draw, settings.retry_base_s, settings.retry_cap_s)
+                    self._again(some, at_us + np.rint(wait_s * SECOND_US).astype(np.int64))
+                    spent = retry > settings.retry_limit
+                    self._end(some[spent], FAILED, at_us[spent])
+                case Outcome.IN_DOUBT:
+                    state.asked[some] = True
+                    self._again(some, at_us + span_us(settings.retry_base_s))
+                case _:
+                    self._advance(some, at_us)
+
+    def _again(self, who: Indices, due_us: Int64s) -> None:
+        self.state.attempt[who] += 1
+        self.state.due_us[who] = due_us
+
+    def _advance(self, who: Indices, slot_us: Int64s) -> None:
+        state, step = self.state, self.state.step[who]
+        following = self.steps.following[step]
+        on = following >= 0
+        self._end(who[~on], DONE, slot_us[~on])
+        some = who[on]
+        state.step[some] = following[on]
+        state.due_us[some] = slot_us[on] + self.steps.delay_us[step[on]]
+        state.attempt[some], state.retries[some], state.asked[some] = 1, 0, False
+
+    def _end(self, who: Indices, how: int, at_us: Int64s) -> None:
+        self.state.state[who], self.state.over_us[who] = how, at_us
+
+    def _stop(self, who: Indices) -> Indices:
+        """End what is due after its lead has opted out; returns the others."""
+        if not self.state.leaving:
+            return who
+        leave_us = self._leave_us[who]
+        gone = leave_us <= self.state.due_us[who]
+        self._end(who[gone], STOPPED, leave_us[gone])
+        return who[~gone]
+
+    def _read(self, who: Indices, slot_us: Int64s) -> None:
+        """People read what has arrived, and some have had enough."""
+        behaviour, state = self._behaviour, self.state
+        leaves = self._draw(who, LEAVES) < behaviour.opted_out
+        who, slot_us = who[leaves], slot_us[leaves]
+        after_s = behaviour.opted_out_within_s * self._draw(who, LEAVES_AFTER)
+        state.leave(state.lead[who], slot_us + np.rint(after_s * SECOND_US).astype(np.int64))
+
+
+def _of(limits: Limits, low: int, high: int) -> Limits:
+    """Those of some rows."""
+    return Limits(
+        limits.per_hour[low:high],
+        limits.per_day[low:high],
+        limits.gap_us[low:high],
+        limits.hour_window_us,
+        limits.day_window_us,
+    )
