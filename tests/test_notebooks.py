@@ -1,4 +1,4 @@
-"""The notebooks: run as a reader would, on a run that was just made and on an engine that is running."""
+"""The notebooks: run as a reader would, on a run that was just made, its plan, and an engine that is running."""
 
 from __future__ import annotations
 
@@ -159,6 +159,43 @@ def test_throughput_draws_the_same_from_the_runs_database(rehearsal, of_tables):
     of_database = Executed("throughput", DRIPLINE_DATABASE_URL=rehearsal[0])
     assert of_database.charts() == of_tables.charts()
     assert of_database.table("waited for") == of_tables.table("waited for")
+
+
+# A plan ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_capacity_planning_says_what_a_rehearsal_of_the_plan_shows(rehearsal):
+    run = json.loads((rehearsal[1] / "run.json").read_text())
+    leads, hour_s = run["enrolled"], 3600
+    drawn = Executed(
+        "capacity_planning",
+        DRIPLINE_PLAN_DEVICES=str(DEVICES), DRIPLINE_PLAN_LEADS=str(leads), DRIPLINE_PLAN_LATE_H="1",
+    )  # fmt: skip
+
+    [figures] = drawn.table("latest message late, h")
+    # Homes differ by a lead or two, a gap of 5 s each; and what is claimed at the borders of ticks is a tick late.
+    late_s = float(figures["latest message late, h"]) * hour_s
+    assert late_s <= run["lateness_s"]["max"] <= late_s + run["tick_s"] + 10
+    assert int(figures["messages"]) == run["sends"]
+    curves = drawn.data(f"{leads:,} leads", "fleet")
+    assert len({row["fleet"] for row in curves}) == 3
+    assert {row["messages"] for row in curves if row["hour"] > 48.5} == {run["sends"]}
+
+    # So many on one device: 80 leave in each hour and its guard, the rest 5 s apart.
+    reached = {(row["devices"], row["leads"]): row["hours"] for row in drawn.data("Hours until everybody", "hours")}
+    waiting = -(-4 * leads // 15) - 1
+    expected_s = waiting // 80 * (hour_s + 60) + waiting % 80 * 5
+    assert reached[15, 4 * leads] * hour_s == pytest.approx(expected_s)
+    # An hour late is what the 80th is not and the 81st is.
+    needed = drawn.data("Devices needed so that no message is more than 1 h late", "devices")
+    daily = {row["leads"]: row["devices"] for row in needed if row["hours between messages"] == 24}
+    assert daily[leads] == -(-leads // 80)
+    assert daily[4 * leads] == -(-4 * leads // 80)
+    for at in {row["hour"] for row in drawn.data("What the plan's busiest", "reason")}:
+        shares = [row["share"] for row in drawn.data("What the plan's busiest", "reason") if row["hour"] == at]
+        assert sum(shares) == pytest.approx(1)
+        assert min(shares) >= 0
 
 
 # An engine that is running ---------------------------------------------------------------------------------------
