@@ -175,7 +175,7 @@ def start(
         virtual: a rehearsal, with time that its driver owns.
         answer_s: how long a shard may take to answer the coordinator.
     """
-    namespace = f"dripline-{holder}"
+    namespace = namespace_of(holder)
     names = [f"shard-{number}" for number in range(shards)]
     options: dict[str, Any] = {"namespace": namespace, "get_if_exists": True, "max_concurrency": 64}
     handles: list[Any] = [
@@ -188,6 +188,11 @@ def start(
         settings, holder, ShardNames(namespace, names, answer_s), virtual
     )
     return Cluster(coordinator, handles)
+
+
+def namespace_of(holder: str) -> str:
+    """Where in Ray the actors of an installation are: ``coordinator``, ``shard-0``, ``shard-1``, ..."""
+    return f"dripline-{holder}"
 
 
 async def _persistently(call: Callable[[], ray.ObjectRef[Any]], deadline_s: float) -> Any:

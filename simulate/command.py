@@ -62,7 +62,7 @@ Json = Annotated[
 ReceiptFile = Annotated[Path | None, typer.Option(metavar="FILE.csv|.parquet", help="Write every receipt here.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Write the report here.")]
 RunData = Annotated[
-    Path | None, typer.Option("--parquet", metavar="DIR", help="Write tables here: sends, minutes, faults (Parquet).")
+    Path | None, typer.Option("--parquet", metavar="DIR", help="Write tables here: sends, minutes, devices, faults.")
 ]
 Chaos = Annotated[
     int | None,

@@ -36,6 +36,12 @@ SENDS: Final = pa.schema(
 )  # fmt: skip
 DEVICE_MINUTES: Final = pa.schema([("minute", _STAMP), ("device_id", _NAME), ("device", _NAME), *_COUNTS])
 SEQUENCE_MINUTES: Final = pa.schema([("minute", _STAMP), ("sequence", _NAME), ("step_trigger", _NAME), *_COUNTS])
+DEVICES: Final = pa.schema(
+    [
+        ("device_id", pa.string()), ("device", pa.string()), ("quota_per_hour", pa.int32()),
+        ("quota_per_day", pa.int32()), ("in_flight_max", pa.int32()), ("min_gap_s", pa.float64()),
+    ]
+)  # fmt: skip
 FAULTS: Final = pa.schema([("at", _STAMP), ("kind", pa.string()), ("subject", pa.string()), ("detail", pa.string())])
 
 
@@ -58,7 +64,7 @@ class Requests(Columns):
 
 
 def write(directory: Path, done: Rehearsed) -> None:
-    """Write ``sends``, ``device_minutes``, ``sequence_minutes`` and ``faults`` into ``directory``."""
+    """Write ``sends``, ``device_minutes``, ``sequence_minutes``, ``devices`` and ``faults`` into ``directory``."""
     directory.mkdir(exist_ok=True)
     receipts, devices = done.receipts, done.evidence.devices
     requests = requests_of(receipts, done.evidence)
@@ -94,12 +100,11 @@ def write(directory: Path, done: Rehearsed) -> None:
     ):
         minutes = minutes_of(requests, code)
         _write(directory / f"{name}.parquet", schema, len(minutes), _by_minute(minutes, labels))
-    faults = done.frame.faults
+    fleet, faults = done.frame.fleet, done.frame.faults
+    named = [[devices[number][part] for number in fleet.number.tolist()] for part in (0, 1)]
+    _write_whole(directory / "devices.parquet", DEVICES, [*named, *(getattr(fleet, f) for f in DEVICES.names[2:])])
     columns = [[fault.at_us for fault in faults], *([getattr(f, name) for f in faults] for name in FAULTS.names[1:])]
-    pq.write_table(
-        pa.Table.from_arrays([pa.array(c, kind) for c, kind in zip(columns, FAULTS.types, strict=True)], schema=FAULTS),
-        directory / "faults.parquet",
-    )
+    _write_whole(directory / "faults.parquet", FAULTS, columns)
 
 
 def requests_of(receipts: Receipts, evidence: Evidence) -> Requests:
@@ -176,6 +181,12 @@ def _by_minute(minutes: Minutes, labels: Sequence[list[str]]) -> Callable[[slice
 
 def _coded(codes: Int32s, values: list[str]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(values, pa.string()))
+
+
+def _write_whole(path: Path, schema: Any, columns: Sequence[Any]) -> None:
+    """A file of few rows."""
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), path)
 
 
 def _write(path: Path, schema: Any, count: int, columns: Callable[[slice], list[pa.Array]]) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simulate.driver import Fault
-from simulate.run_data import DEVICE_MINUTES, FAULTS, SENDS, SEQUENCE_MINUTES, write
+from simulate.run_data import DEVICE_MINUTES, DEVICES, FAULTS, SENDS, SEQUENCE_MINUTES, write
 
 DAY = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -54,6 +54,11 @@ def test_minutes_count_what_was_accepted_and_what_was_not(tables):
         (at(0), "Fitness", "a", 2, 1, 7.0, 10.0),
         (at(3600), "Fitness", "b", 1, 0, 1.0, 1.0),
     ]
+
+
+def test_devices_have_the_limits_they_had_at_the_end(tables):
+    assert pq.read_schema(tables / "devices.parquet") == DEVICES
+    assert rows(tables / "devices.parquet") == [("id-7", "seven", 2, 3, 50, 5.0), ("id-9", "nine", 2, 3, 50, 5.0)]
 
 
 def test_faults_have_a_moment_a_kind_and_a_subject(tables):
