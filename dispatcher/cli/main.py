@@ -20,6 +20,7 @@ COMMANDS: Final = {
         "Rehearse in virtual time with production code.",
     ),
     "compare": ("simulate.compare:app", "Two rehearsals side by side."),
+    "test": ("simulate.sequence_test.command:app", "Sequences held against what is expected of them."),
     "prove": ("simulate.prove.command:app", "Thousands of seeds of faults: nothing lost, nothing twice."),
     "run": ("actors.command:app", "Run the engine against real gateways."),
     "status": ("dispatcher.cli.status:app", "The seed's monitoring at a glance."),
