@@ -33,5 +33,6 @@ gateway     a real HTTP gateway process for tests
 gateway_receipts  its log as receipts, so that one checker judges both worlds
 chaos       the live engine on the real stack through a storm of faults
 prove       ``dripline prove``: the same services event by event in virtual time, thousands of seeds
-memory_store  PostgreSQL's twin in memory, which prove runs on
+memory_store  PostgreSQL's twin in memory, which prove and test run on
+sequence_test  ``dripline test``: what is expected of sequences, in files, played on the same services
 """

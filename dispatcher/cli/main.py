@@ -21,6 +21,7 @@ COMMANDS: Final = {
     ),
     "compare": ("simulate.compare:app", "Two rehearsals side by side."),
     "forecast": ("simulate.forecast.command:app", "When will it finish, what limits it, how many devices would do?"),
+    "test": ("simulate.sequence_test.command:app", "Sequences held against what is expected of them."),
     "prove": ("simulate.prove.command:app", "Thousands of seeds of faults: nothing lost, nothing twice."),
     "run": ("actors.command:app", "Run the engine against real gateways."),
     "status": ("dispatcher.cli.status:app", "The seed's monitoring at a glance."),

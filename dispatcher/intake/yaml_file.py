@@ -26,11 +26,16 @@ class YamlFile:
     lines: Mapping[Keys, int]
     """Line of each key and list item, from 1."""
 
-    def place(self, keys: Keys) -> str:
-        """File and line of the value at ``keys``, or of what stands nearest above it."""
+    def line(self, keys: Keys) -> int | None:
+        """Line of the value at ``keys``, or of what stands nearest above it; None when nothing does."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
-        return f"{self.path}, line {self.lines[keys]}" if keys in self.lines else str(self.path)
+        return self.lines.get(keys)
+
+    def place(self, keys: Keys) -> str:
+        """File and line of the value at ``keys``, as ``line`` finds it."""
+        line = self.line(keys)
+        return str(self.path) if line is None else f"{self.path}, line {line}"
 
 
 def read(path: Path) -> YamlFile:

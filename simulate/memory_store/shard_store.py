@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dispatcher.core.batches import Int64s, Leased
@@ -75,8 +77,8 @@ class MemoryShardStore:
     async def last_look(
         self,
         leased: Leased,
-        texts: list[str | None],
-        media_urls: list[str | None],
+        texts: Sequence[str | None],
+        media_urls: Sequence[str | None],
         now_us: int,
         key_known_us: int,
     ) -> dict[int, str]:

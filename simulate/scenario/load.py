@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dispatcher.core.graph import Sequence as StepSequence
 from dispatcher.errors import InputError
 from dispatcher.intake import sequence_file
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.lead_file import LeadReader
+from dispatcher.intake.sequence_file import SequenceEntry
 from dispatcher.intake.yaml_file import Finding, Keys, YamlFile, read
 from simulate.examples import builtin
 from simulate.scenario.overrides import Override, apply
 from simulate.scenario.schema import Scenario
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,10 @@ def load(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
     if not isinstance(file.content, dict | None):
         raise InputError(file.place((0,)), "a mapping of keys to values belongs here", "see docs/scenarios.md")
     content, said = apply(file.content, overrides)
-    places = _Places(file, said)
-    try:
-        scenario = Scenario.model_validate(content)
-    except ValidationError as error:
-        found = Finding.first(error, Scenario, content)
-        raise places.error(found.keys, found.problem, found.advice, unknown=found.unknown) from None
+    places = Places(file, said)
+    scenario = places.checked(Scenario, content)
     folder = Path() if path is None else path.parent
-    sequences, files = _sequences(scenario, folder, places)
+    sequences, files = (builtin(), []) if scenario.sequences is None else gather(scenario.sequences, folder, places)
     _check_triggers(scenario, sequences, places)
     _check_names(scenario, sequences, places)
     csv = None if scenario.leads.csv is None else folder / scenario.leads.csv.file
@@ -71,11 +71,23 @@ def load(path: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class Places:
     """Who says what: the file by its lines, or an override."""
 
     file: YamlFile
-    said: Mapping[Keys, str]
+    said: Mapping[Keys, str] = field(default_factory=dict)
+
+    def checked(self, model: type[M], content: Any) -> M:
+        """The content as ``model``.
+
+        Raises:
+            InputError: the first of its mistakes.
+        """
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            found = Finding.first(error, model, content)
+            raise self.error(found.keys, found.problem, found.advice, unknown=found.unknown) from None
 
     def error(self, keys: Keys, problem: str, advice: str = "", *, unknown: str | None = None) -> InputError:
         """A mistake in the value at ``keys``, or in the key ``unknown`` below it."""
@@ -90,18 +102,24 @@ class _Places:
         return self.file.place(keys)
 
 
-def _sequences(scenario: Scenario, folder: Path, places: _Places) -> tuple[list[StepSequence], list[Path]]:
-    """The sequences, and the files that some of them stand in."""
-    if scenario.sequences is None:
-        return builtin(), []
+def gather(items: Iterable[str | SequenceEntry], folder: Path, places: Places) -> tuple[list[StepSequence], list[Path]]:
+    """The sequences that the key ``sequences`` lists, and the files that some of them stand in.
+
+    Args:
+        items: files, seen from ``folder``, and sequences.
+        places: of the file with the key.
+
+    Raises:
+        InputError: a file or a sequence cannot be used, or two have a name or a trigger in common.
+    """
     sequences: list[StepSequence] = []
     files: list[Path] = []
-    for place, item in enumerate(scenario.sequences):
+    for place, item in enumerate(items):
         keys: Keys = ("sequences", place)
         if isinstance(item, str):
             path = folder / item
             if not path.is_file():
-                raise places.error(keys, f"{path}: no such file", "sequence files are looked for beside the scenario")
+                raise places.error(keys, f"{path}: no such file", "files are looked for from the folder of this one")
             files.append(path)
             found = sequence_file.load(path)
         else:
@@ -112,14 +130,14 @@ def _sequences(scenario: Scenario, folder: Path, places: _Places) -> tuple[list[
     return sequences, files
 
 
-def _verify(sequences: list[StepSequence], keys: Keys, places: _Places) -> None:
+def _verify(sequences: list[StepSequence], keys: Keys, places: Places) -> None:
     try:
         sequence_file.verify(sequences)
     except InputError as error:
         raise places.error(keys, f"{error.subject}: {error.problem}", error.advice) from None
 
 
-def _check_triggers(scenario: Scenario, sequences: list[StepSequence], places: _Places) -> None:
+def _check_triggers(scenario: Scenario, sequences: list[StepSequence], places: Places) -> None:
     """Refuse triggers that would enrol nobody."""
     named: list[tuple[Keys, str]] = []
     for row, mixed in enumerate(scenario.leads.triggers or ()):
@@ -138,7 +156,7 @@ def _check_triggers(scenario: Scenario, sequences: list[StepSequence], places: _
             raise places.error(keys, f"{trigger!r} is a step, but no entry: it enrols nobody")
 
 
-def _check_csv(loaded: Loaded, csv: Path, places: _Places) -> None:
+def _check_csv(loaded: Loaded, csv: Path, places: Places) -> None:
     """Refuse a file that cannot be read as leads."""
     try:
         with CsvFile(csv) as opened:
@@ -147,7 +165,7 @@ def _check_csv(loaded: Loaded, csv: Path, places: _Places) -> None:
         raise places.error(("leads", "csv"), f"{error.subject}: {error.problem}", error.advice) from None
 
 
-def _check_names(scenario: Scenario, sequences: list[StepSequence], places: _Places) -> None:
+def _check_names(scenario: Scenario, sequences: list[StepSequence], places: Places) -> None:
     """Refuse sequences that are not there."""
     names = [sequence.name for sequence in sequences]
     for n, event in enumerate(scenario.events):

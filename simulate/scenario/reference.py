@@ -15,9 +15,12 @@ from dispatcher.intake.yaml_file import models
 from simulate.scenario.schema import Scenario
 
 
-def tables() -> str:
-    """A heading, a sentence and a table for each mapping, the whole file first."""
-    return "\n".join(_section(name, model) for name, model in _sections("", Scenario))
+def tables(file: type[BaseModel] = Scenario) -> str:
+    """A heading, a sentence and a table for each mapping, the whole file first; what stands in two places once."""
+    told: dict[type[BaseModel], str] = {}
+    for name, model in _sections("", file):
+        told.setdefault(model, name)
+    return "\n".join(_section(name, model) for model, name in told.items())
 
 
 def _sections(name: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

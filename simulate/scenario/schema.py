@@ -40,6 +40,10 @@ def _moment(value: Any) -> Any:
     raise wrong(f"a date such as 2026-01-05 belongs here, not {value!r}")
 
 
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+"""A date, or date and time; without a zone UTC."""
+
+
 def _pacing(value: Any) -> Any:
     if value not in list(Pacing):
         raise wrong(f"{' or '.join(Pacing)} belongs here, not {value!r}")
@@ -161,6 +165,17 @@ def _kind(value: Any) -> str:
     return "file name" if isinstance(value, str) else "SequenceEntry"
 
 
+Sequences = Annotated[
+    list[
+        Annotated[
+            Annotated[Text, Tag("file name")] | Annotated[SequenceEntry, Tag("SequenceEntry")], Discriminator(_kind)
+        ]
+    ],
+    Field(min_length=1),
+]
+"""Files, seen from the folder of the one that lists them, and sequences."""
+
+
 class Scenario(Keys):
     """Hours count from `start`, shares are between 0 and 1. Every key may be left out."""
 
@@ -168,9 +183,7 @@ class Scenario(Keys):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = Field(
         default=1, description="the same seed gives the same receipts"
     )
-    start: Annotated[datetime, BeforeValidator(_moment)] = Field(
-        default=START, description="where virtual time begins, in UTC; hours below count from here"
-    )
+    start: Moment = Field(default=START, description="where virtual time begins, in UTC; hours below count from here")
     days: Annotated[float, Field(ge=0.001, le=3660)] = Field(
         default=3.0, description="virtual days at most; it ends earlier when all is done"
     )
@@ -181,18 +194,7 @@ class Scenario(Keys):
     )
     devices: Devices = Field(default=Devices(), description="the fleet")
     leads: Leads = Field(default=Leads(), description="who gets messages")
-    sequences: (
-        Annotated[
-            list[
-                Annotated[
-                    Annotated[Text, Tag("file name")] | Annotated[SequenceEntry, Tag("SequenceEntry")],
-                    Discriminator(_kind),
-                ]
-            ],
-            Field(min_length=1),
-        ]
-        | None
-    ) = Field(
+    sequences: Sequences | None = Field(
         default=None,
         description="sequence files, seen from the scenario's folder, or sequences written as in such a file; "
         "left out, the built-in example",
