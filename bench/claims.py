@@ -23,6 +23,7 @@ from typing import Final
 import asyncpg
 import numpy as np
 
+from bench.accepting import accepted
 from bench.bench import Bench
 from bench.databases import (
     DEADLINE_US,
@@ -37,7 +38,6 @@ from bench.databases import (
     installed,
 )
 from bench.figures import Measure, Part, Ratio
-from bench.local import accepted
 from bench.plans import counted, heard
 from dispatcher.completer import ends_of
 from dispatcher.config import Settings, load_settings

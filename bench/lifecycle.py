@@ -142,7 +142,7 @@ async def measure(bench: Bench) -> Part:
     whole = f"{first.enrolments:,} enrolments, {sends:,} sends"
     part.measures += [
         _sending(ENGINE, [run.sending for run in runs], f"Ray, 10 shards, referee; {whole}"),
-        _sending(LOCAL, [run for run in found[LOCAL] if isinstance(run, Figures)], "every message accepted at once"),
+        _sending(LOCAL, [run for run in found[LOCAL] if isinstance(run, Figures)], "10 shards, referee; one process"),
         _sending(RAW, [run for run in found[RAW] if isinstance(run, Figures)], "1 claims, 2 complete"),
         *(
             Measure(name, "jobs/s", tuple(run for run in found[name] if isinstance(run, float)), note="no-op jobs")

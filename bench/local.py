@@ -1,25 +1,25 @@
-"""The services of production on one PostgreSQL, in this process and without Ray; every message is accepted at once."""
+"""The services of production on one PostgreSQL, with the referee of a rehearsal, in this process and without Ray."""
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, cast
 
 import asyncpg
-import numpy as np
 
 from bench.costs import Figures, Meter, wal_position
 from dispatcher.config import Settings, load_settings
 from dispatcher.coordinator import Coordinator
-from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
-from dispatcher.core.fleet import Fleet, Gateway
+from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, SlotOffer
+from dispatcher.core.fleet import Fleet
 from dispatcher.core.moments import NEVER_US, from_datetime
-from dispatcher.core.outcomes import Outcome
 from dispatcher.intake.sequences import apply
 from dispatcher.ports import CoordinatorStore, ShardStore
 from dispatcher.shard import Shard
@@ -30,7 +30,9 @@ from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
 from simulate.population import DeviceGroup, create_devices, create_leads
+from simulate.referee import Answers, Behaviour, Referee, Requests
 from simulate.rehearsal import START
+from simulate.sender import RefereeSender
 
 START_US: Final = from_datetime(START)
 TICK_US: Final = 30_000_000
@@ -85,28 +87,6 @@ class Metered:
             return await self._tally.run(name, lambda: method(*arguments, **named))
 
         return call
-
-
-def accepted(slot_us: Int64s) -> Outcomes:
-    """Every row accepted at its slot."""
-    rows = len(slot_us)
-    ids: list[str | None] = [f"m{row}" for row in range(rows)]
-    outcome = np.full(rows, int(Outcome.ACCEPTED), np.int8)
-    return Outcomes(np.arange(rows), outcome, slot_us, ids, [None] * rows, np.full(rows, np.nan))
-
-
-class Accepting:
-    """The ``Sender`` port to a gateway that accepts everything at its slot."""
-
-    async def send(self, batch: Outgoing) -> AsyncIterator[Outcomes]:
-        """All at once."""
-        yield accepted(batch.slot_us)
-
-    def update(self, gateways: Mapping[int, Gateway]) -> None:
-        """There is one gateway."""
-
-    async def close(self) -> None:
-        """Nothing is kept open."""
 
 
 class LocalShards:
@@ -193,8 +173,14 @@ async def _services(
         stack.callback(pool.terminate)
     own, shared = pools
 
-    def sender(_: Fleet) -> Accepting:
-        return Accepting()
+    spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dripline-"))) / "receipts.bin"
+    referee = Referee(1, spool, Behaviour())
+
+    async def submit(requests: Requests) -> Answers:
+        return referee.submit(requests)
+
+    def sender(_: Fleet) -> RefereeSender:
+        return RefereeSender(submit)
 
     store = Metered(PostgresCoordinatorStore(own, "bench"), tally)
     shards = LocalShards(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import ray
@@ -24,11 +24,11 @@ class RefereeSender:
     """The ``Sender`` port to a referee.
 
     Args:
-        referee: the actor.
+        submit: takes requests to the referee.
     """
 
-    def __init__(self, referee: Any) -> None:
-        self._referee = referee
+    def __init__(self, submit: Callable[[Requests], Awaitable[Answers]]) -> None:
+        self._submit = submit
 
     async def send(self, batch: Outgoing) -> AsyncIterator[Outcomes]:
         """Submit a batch; a referee that does not answer leaves all of it in doubt."""
@@ -56,10 +56,6 @@ class RefereeSender:
         ids = [f"m{number}" for number in range(answers.first_id, answers.first_id + len(batch))]
         yield Outcomes(rows, answers.outcome, answers.at_us, ids, Coded(_TOLD, answers.outcome), nothing)
 
-    async def _submit(self, requests: Requests) -> Answers:
-        answers: Answers = await self._referee.submit.remote(requests)
-        return answers
-
     def update(self, gateways: Mapping[int, Gateway]) -> None:
         """The referee answers for every device."""
 
@@ -81,4 +77,4 @@ def referee_sender(name: str, namespace: str, _fleet: Fleet, _now_us: Callable[[
 
     A name, not a handle: Ray cannot restart an actor whose arguments hold references.
     """
-    return RefereeSender(ray.get_actor(name, namespace))
+    return RefereeSender(ray.get_actor(name, namespace).submit.remote)

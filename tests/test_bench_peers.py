@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bench import peers, raw
+from bench.accepting import accepted
 from bench.bench import Bench
-from bench.local import accepted
 from dispatcher.completer import ends_of
 from dispatcher.config import Settings
 from dispatcher.core.identity import idempotency_keys

@@ -139,8 +139,6 @@ class Turns:
         entry = catalogue.index[event.trigger]
         sequence = catalogue.sequence_of[event.trigger]
         place = int(self._steps.sequence[entry])
-        if self.paused[place] or (sequence.requires_opt_in and not self._world.leads.opted_in.any()):
-            return
         theirs = np.flatnonzero(self._steps.sequence[state.step] == place)
         before_us = now_us - self._world.settings.hours_us(sequence.reentry_interval_h or 0)
         barred = self._barred(theirs, entry, sequence.reentry, before_us)

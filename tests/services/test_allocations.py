@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from bench.local import Accepting
+from bench.accepting import Accepting
 
 CONTACTS, DEVICES = 1000, 200
 PEAK_BYTES = {"hand-over": 465_000, "completion": 665_000}
