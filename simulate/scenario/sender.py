@@ -116,8 +116,8 @@ class Sender(Shares):
 
     over: Annotated[Over, BeforeValidator(one_of(Over))] = Field(
         default=Over.DIRECT,
-        description="how messages get there: `direct`, in batches from process to process; `http`, each in a request by "
-        "the sender of production, which loads that as well; the receipts are the same",
+        description="how messages get there: `direct`, in batches from process to process; `http`, each in a request "
+        "by the sender of production, which loads that as well; the receipts are the same",
     )
     latency: LatencyKeys | None = Field(default=None, description="how long a message takes to arrive")
     periods: list[PeriodKeys] = Field(
