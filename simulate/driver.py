@@ -71,6 +71,7 @@ class Driver:
         start_us: where virtual time starts.
         end_us: where it ends at latest.
         tick_us: the width of a tick.
+        answer_s: how long an actor may take to work off what it has in hand.
         on_tick: called after every tick.
         timetable: what else happens at tick borders.
         pace: what virtual time waits for; None: for nothing.
@@ -84,13 +85,14 @@ class Driver:
         start_us: int,
         end_us: int,
         tick_us: int,
+        answer_s: float,
         on_tick: Callable[[Progress], None],
         timetable: Timetable | None = None,
         pace: Pace | None = None,
     ) -> None:
         self._cluster, self._url, self._on_tick = cluster, url, on_tick
         self._start_us, self._end_us, self._tick_us = start_us, end_us, tick_us
-        self._timetable, self._pace = timetable, pace
+        self._answer_s, self._timetable, self._pace = answer_s, timetable, pace
         self._connection: asyncpg.Connection | None = None
         self.progress = Progress(start_us)
 
@@ -187,11 +189,11 @@ class Driver:
         The coordinator goes first: once it leads, no claim of an earlier one can commit any more, and the shards find
         all there are. It goes last too: what they work off moves due moments that it has just looked up.
         """
-        give_up_s = time.monotonic() + _GIVE_UP_S
+        give_up_s = time.monotonic() + self._answer_s
         for actor in (self._cluster.coordinator, *self._cluster.shards, self._cluster.coordinator):
             while True:
                 try:
-                    await asyncio.wait_for(actor.ready.remote(now_us), _GIVE_UP_S)
+                    await asyncio.wait_for(actor.ready.remote(now_us), self._answer_s)
                     break
                 except (ray.exceptions.RayError, TimeoutError) as error:
                     if time.monotonic() > give_up_s:

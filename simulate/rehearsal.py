@@ -256,6 +256,7 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
             start_us=start_us,
             end_us=start_us + span_us(plan.days * 86_400),
             tick_us=span_us(plan.tick_s),
+            answer_s=_ANSWER_S[plan.over],
             on_tick=phases.watcher.tick,
             timetable=timetable,
             pace=pace,
