@@ -80,9 +80,7 @@ def test_the_table_says_how_the_pace_was_kept_and_what_went_over_http(story):
     with console.capture() as shown:
         console.print(table(outcome))
     assert "60 times as fast as life; at most 12.5 s behind, 0.2 s at the end" in shown.get()
-    assert (
-        "617 sends a second while sending, 2.0 s; 1,234 requests, 256 connections; half answered" in shown.get()
-    )
+    assert "617 sends a second while sending, 2.0 s; 1,234 requests, 256 connections; half answered" in shown.get()
 
 
 @pytest.mark.slow
