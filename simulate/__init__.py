@@ -8,6 +8,10 @@ pacing      how devices spread their messages over an hour
 population  devices and leads by COPY
 referee     the mock gateway, a process of its own: judges from what reaches it
 sender      a shard's thin client of the referee
+http_referee  the referee behind a socket, as a gateway that speaks the generic HTTP contract
+http_sender  a shard's way to it: the sender of production, in virtual time
+contract    that contract from the gateway's side: connections, requests, answers
+speed       virtual time beside the wall clock
 receipts    what the referee saw, as columns
 evidence    what else a run is judged by: ledger and the seed's tables, read in one snapshot
 checker     the invariants, from receipts, ledger and the seed's tables only

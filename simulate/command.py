@@ -15,6 +15,7 @@ import typer
 from dispatcher.cli.common import DataDir, err, out, require_directory, require_writable, run
 from dispatcher.errors import InputError
 from simulate.pacing import Pacing
+from simulate.scenario.sender import Over
 
 app = typer.Typer()
 
@@ -43,6 +44,17 @@ Triggers = Annotated[
 Region = Annotated[str | None, typer.Option(help="For --leads-csv: where numbers without a country code are dialled.")]
 Pace = Annotated[
     Pacing, typer.Option(help="Messages of a device: as early as its limits allow, or spread evenly over the hour.")
+]
+Speed = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Play virtual time X times as fast as life: 1 is life, 60 an hour a minute.",
+        show_default="as fast as the machine allows",
+    ),
+]
+SenderOver = Annotated[
+    Over, typer.Option(help="How messages get to the mock gateway; over HTTP, the way of production carries the load.")
 ]
 Start = Annotated[
     datetime | None,
@@ -107,6 +119,8 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same receipts.")] = 1,
     tick: Annotated[float, typer.Option(min=1, max=150, help="Seconds of virtual time per step.")] = 30.0,
     pacing: Pace = Pacing.BURST,
+    speed: Speed = None,
+    sender: SenderOver = Over.DIRECT,
     start: Start = None,
     sets: Set = None,
     database_url: OwnDatabase = None,
@@ -162,7 +176,7 @@ def simulate(
 
 _KEYS = {
     "devices": "devices.count", "leads": "leads.count", "days": "days", "shards": "shards", "seed": "seed",
-    "tick": "tick_s", "pacing": "pacing", "start": "start",
+    "tick": "tick_s", "pacing": "pacing", "speed": "speed", "sender": "sender.over", "start": "start",
 }  # fmt: skip
 """Key of the scenario by parameter."""
 

@@ -20,6 +20,7 @@ from dispatcher.coordinator import Pass
 from dispatcher.core.moments import NEVER_US
 from dispatcher.errors import StoreError, StoreUnavailableError
 from dispatcher.store.connect import connect
+from simulate.speed import Pace
 from simulate.timetable import Timetable
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Progress:
     claimed: int = 0
     enrolled: int = 0
     ticks: int = 0
+    behind_s: float = 0.0
+    """How far the wall clock is ahead where a pace is kept."""
     faults: list[Fault] = field(default_factory=list)
     """Why ticks were run again, one entry each time."""
 
@@ -68,8 +71,10 @@ class Driver:
         start_us: where virtual time starts.
         end_us: where it ends at latest.
         tick_us: the width of a tick.
+        answer_s: how long an actor may take to work off what it has in hand.
         on_tick: called after every tick.
         timetable: what else happens at tick borders.
+        pace: what virtual time waits for; None: for nothing.
     """
 
     def __init__(
@@ -80,12 +85,14 @@ class Driver:
         start_us: int,
         end_us: int,
         tick_us: int,
+        answer_s: float,
         on_tick: Callable[[Progress], None],
         timetable: Timetable | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._cluster, self._url, self._on_tick = cluster, url, on_tick
         self._start_us, self._end_us, self._tick_us = start_us, end_us, tick_us
-        self._timetable = timetable
+        self._answer_s, self._timetable, self._pace = answer_s, timetable, pace
         self._connection: asyncpg.Connection | None = None
         self.progress = Progress(start_us)
 
@@ -108,7 +115,10 @@ class Driver:
     async def run(self) -> Progress:
         """Run until nothing waits or virtual time ends."""
         now_us = self._start_us
+        if self._pace is not None:
+            self._pace.begin()
         while now_us < self._end_us:
+            await self._reach(now_us)
             await self._act(now_us)
             done = await self._pass(now_us, now_us + self._tick_us)
             self.progress.claimed += done.claimed
@@ -127,9 +137,16 @@ class Driver:
                 if ask_us >= NEVER_US:
                     break
                 now_us = self._border_after(now_us, ask_us)
+        await self._reach(self.progress.now_us + self._tick_us)
         if self._connection is not None:
             await self._connection.close()
         return self.progress
+
+    async def _reach(self, moment_us: int) -> None:
+        """Wait for this moment where a pace is kept."""
+        if self._pace is not None:
+            await self._pace.reach(moment_us)
+            self.progress.behind_s = self._pace.behind_s
 
     async def _act(self, now_us: int) -> None:
         """What happens at this border, again until it went through."""
@@ -172,11 +189,11 @@ class Driver:
         The coordinator goes first: once it leads, no claim of an earlier one can commit any more, and the shards find
         all there are. It goes last too: what they work off moves due moments that it has just looked up.
         """
-        give_up_s = time.monotonic() + _GIVE_UP_S
+        give_up_s = time.monotonic() + self._answer_s
         for actor in (self._cluster.coordinator, *self._cluster.shards, self._cluster.coordinator):
             while True:
                 try:
-                    await asyncio.wait_for(actor.ready.remote(now_us), _GIVE_UP_S)
+                    await asyncio.wait_for(actor.ready.remote(now_us), self._answer_s)
                     break
                 except (ray.exceptions.RayError, TimeoutError) as error:
                     if time.monotonic() > give_up_s:

@@ -23,16 +23,12 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from dispatcher.errors import InputError
-
-HEAD_BYTES: Final = 16 * 1024
-BODY_BYTES: Final = 1024 * 1024
-REASONS: Final = {200: "OK", 201: "Created", 400: "Bad Request", 409: "Conflict", 410: "Gone"}
+from simulate.contract import MALFORMED, Connection, Reply, parse_message, refusal, response, taken
 
 CLOSED: Final = 0
 SILENT: Final = -1
@@ -123,14 +119,18 @@ class Gateway:
                 self._take(arrival.device_id, arrival.key, arrival.arrived_at)
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> bytes | None:
-        """The bytes of the answer to one ``POST``, empty when it gets none; None to close the connection instead."""
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes, reply: Reply) -> None:
+        """Answer one ``POST``."""
         self._look_at_storm()
-        now = time.time()
         try:
-            message, not_after = _parse_message(path, headers, body)
+            message, not_after = parse_message(path, headers, body)
         except (ValueError, RecursionError):
-            return self.malformed()
+            reply(self.malformed())
+        else:
+            reply(self._answer(message, not_after))
+
+    def _answer(self, message: Mapping[str, Any], not_after: float) -> bytes | None:
+        now = time.time()
         key = message["idempotency_key"]
         self._seen[key] += 1
         did, status, said = self._judge(message, not_after, now)
@@ -141,12 +141,13 @@ class Gateway:
             return None
         if status == SILENT:
             return b""
-        return _response(status, b"<html>" if status == 200 else json.dumps(said).encode())
+        retry = ("Retry-After: 1",) if status == 429 else ()
+        return response(status, b"<html>" if status == 200 else said, *retry)
 
     def malformed(self) -> bytes:
         """The answer to a request that breaks the contract; what it was meant to be cannot be logged."""
         self._write(Arrival(time.time(), "", "", "", "", "malformed", 400))
-        return _response(400, b"the request breaks the contract")
+        return MALFORMED
 
     def _look_at_storm(self) -> None:
         if self._storm is None:
@@ -157,21 +158,21 @@ class Gateway:
             if version != self._storm_version:
                 self._faults, self._storm_version = _faults(self._storm.read_text().strip()), version
 
-    def _judge(self, message: Mapping[str, Any], not_after: float, now: float) -> tuple[str, int, Any]:
+    def _judge(self, message: Mapping[str, Any], not_after: float, now: float) -> tuple[str, int, bytes]:
         device, key = message["device_id"], message["idempotency_key"]
         if now > not_after:
-            return "expired", 410, _error("expired")
+            return "expired", 410, refusal("expired")
         fault, coin = self._draw(key)
         if fault in REFUSING:
             status, did, code = REFUSING[fault]
-            return did, status, _error(code)
+            return did, status, refusal(code)
         if self._full(device, now):
-            return "over_limit", 429, _error("throttled")
+            return "over_limit", 429, refusal("throttled")
         if self._idempotent and key in self._accepted:
-            return "repeat", HIDING.get(fault, 409), {"message_id": self._accepted[key]}
+            return "repeat", HIDING.get(fault, 409), taken(self._accepted[key])
         if fault in HIDING and fault != "lost" and coin:
-            return "failed", HIDING[fault], _error("internal")
-        return "accepted", HIDING.get(fault, 201), {"message_id": self._take(device, key, now)}
+            return "failed", HIDING[fault], refusal("internal")
+        return "accepted", HIDING.get(fault, 201), taken(self._take(device, key, now))
 
     def _draw(self, key: str) -> tuple[str, bool]:
         text = f"{self._seed}:{key}:{self._seen[key]}"
@@ -195,62 +196,6 @@ class Gateway:
 
     def _write(self, arrival: Arrival) -> None:
         os.write(self._log, json.dumps(asdict(arrival)).encode() + b"\n")
-
-
-class Connection(asyncio.Protocol):
-    """HTTP/1.1 with keep-alive; pipelined requests are answered one after the other."""
-
-    def __init__(self, gateway: Gateway, latency_s: float) -> None:
-        self._gateway, self._latency_s = gateway, latency_s
-        self._buffer = b""
-        self._busy = False
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if len(self._buffer) > HEAD_BYTES + BODY_BYTES:
-            self._reply(self._gateway.malformed(), close=True)
-        elif not self._busy:
-            self._next()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-
-    def _next(self) -> None:
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found and len(head) <= HEAD_BYTES:
-            return
-        try:
-            path, headers, length = _parse_head(head)
-        except ValueError:
-            self._reply(self._gateway.malformed(), close=True)
-            return
-        if len(rest) < length:
-            return
-        self._busy, self._buffer = True, rest[length:]
-        answer = self._gateway.answer(path, headers, rest[:length])
-        close = headers.get("connection", "").lower() == "close"
-        asyncio.get_running_loop().call_later(self._latency_s, self._reply, answer, close)
-
-    def _reply(self, answer: bytes | None, close: bool) -> None:
-        if self._transport is None:
-            return
-        if answer is None:
-            self._transport.abort()
-            return
-        if not answer:
-            return
-        self._transport.write(answer)
-        if close:
-            self._transport.close()
-            return
-        self._busy = False
-        if self._buffer:
-            self._next()
 
 
 class GatewayProcess:
@@ -300,56 +245,6 @@ class GatewayProcess:
         """End it at once (SIGKILL); returns its exit status."""
         self._process.kill()
         return self._process.wait()
-
-
-def _parse_message(path: str, headers: Mapping[str, str], body: bytes) -> tuple[Mapping[str, Any], float]:
-    """The message and its ``Not-After`` in seconds since the epoch, infinite without one.
-
-    Raises:
-        ValueError, RecursionError: it breaks the contract.
-    """
-    message = json.loads(body)
-    names = ("device_id", "to", "text", "idempotency_key")
-    if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in names):
-        raise ValueError("incomplete message")
-    if not path.endswith("/messages") or message["idempotency_key"] != headers.get("idempotency-key"):
-        raise ValueError("wrong path or key")
-    if "not-after" not in headers:
-        return message, math.inf
-    moment = datetime.fromisoformat(headers["not-after"])
-    if moment.tzinfo is None:
-        raise ValueError("Not-After without a zone")
-    return message, moment.timestamp()
-
-
-def _parse_head(head: bytes) -> tuple[str, dict[str, str], int]:
-    """Path, headers by lower-case name, and body length of a ``POST``.
-
-    Raises:
-        ValueError: it is not one this gateway can read.
-    """
-    start, *lines = head.decode("latin-1").split("\r\n")
-    if len(head) > HEAD_BYTES:
-        raise ValueError("the head is too long")
-    method, path, version = start.split(" ")
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
-    length = int(headers.get("content-length", "0"))
-    if method != "POST" or version != "HTTP/1.1" or "transfer-encoding" in headers or not 0 <= length <= BODY_BYTES:
-        raise ValueError(start)
-    return path, headers, length
-
-
-def _error(code: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": f"the gateway says {code}"}}
-
-
-def _response(status: int, body: bytes) -> bytes:
-    retry = "Retry-After: 1\r\n" if status == 429 else ""
-    head = f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\n{retry}Content-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
 
 
 def _faults(text: str) -> dict[str, float]:

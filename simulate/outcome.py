@@ -52,6 +52,10 @@ class RunOutcome:
     peak_rss_mb: float
     reruns: int
     """Ticks that were run again because something had died."""
+    http: Mapping[str, Any] | None
+    """What went over HTTP: ``HttpFigures``, and the sends a second of ``sending_s``; None where nothing did."""
+    pace: Mapping[str, float] | None
+    """How the pace was kept, as ``Kept``; None where there was none."""
     made: Mapping[str, str | int]
     """When, with which versions and on how many cores."""
 
@@ -76,6 +80,10 @@ def table(outcome: RunOutcome) -> Group:
     head.add_row(
         "virtual time", f"{days:.1f} days, {outcome.virtual_s / max(outcome.wall_s, 1e-9):,.0f} times faster than life"
     )
+    if (pace := outcome.pace) is not None:
+        head.add_row("pace", _pace(pace))
+    if (http := outcome.http) is not None:
+        head.add_row("over HTTP", _http(http))
     head.add_row("enrolments", _states(outcome))
     if (rows := outcome.lead_file) is not None:
         parts = ", ".join(f"{rows[name]:,} {name}" for name in ("imported", "merged", "rejected"))
@@ -112,6 +120,18 @@ def _states(outcome: RunOutcome) -> str:
         if count:
             parts.append(f"{count:,} {name.replace('_', ' ')}")
     return ": ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
+
+
+def _pace(pace: Mapping[str, float]) -> str:
+    kept = f"at most {_span(pace['behind_most_s'])} behind, {_span(pace['behind_s'])} at the end"
+    return f"{pace['speed']:g} times as fast as life; {kept if pace['behind_most_s'] else 'never behind'}"
+
+
+def _http(http: Mapping[str, Any]) -> str:
+    rate = f"[bold]{http['sends_per_s']:,.0f}[/] sends a second while sending, {_span(http['sending_s'])}"
+    latency = http["latency_ms"]
+    answers = f"half answered within {latency['p50']:,.0f} ms, 95 % within {latency['p95']:,.0f} ms"
+    return f"{rate}; {http['requests']:,} requests, {http['connections']:,} connections; {answers}"
 
 
 def _span(seconds: float) -> str:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from simulate.circumstances import circumstances
 from simulate.driver import Driver, Progress
 from simulate.evidence import STATUSES, Evidence, collect
 from simulate.frame import Frame, faults_of
+from simulate.http_referee import HttpFigures, RemoteHttpReferee
+from simulate.http_sender import http_referee_sender, open_gateway
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
 from simulate.pacing import Pacing
@@ -46,13 +48,15 @@ from simulate.population import Carried, DeviceGroup, copy_leads, create_devices
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
 from simulate.scenario.schema import START
+from simulate.scenario.sender import Over
 from simulate.sender import referee_sender
+from simulate.speed import Kept, Pace
 from simulate.timetable import BansLifted, DeviceChange, Event, Switch, Timetable, Wave
 from simulate.watcher import Watcher
 
 _LABELS = tuple(outcome.label for outcome in Outcome)
-_ANSWER_S = 120.0
-
+_ANSWER_S = {Over.DIRECT: 120.0, Over.HTTP: 3600.0}
+"""How long a shard may take for a tick: over HTTP one may hold hundred thousand requests."""
 
 Bring = Callable[[asyncpg.Connection], Awaitable[Counts]]
 """Brings leads from elsewhere; says what became of the file's rows."""
@@ -74,6 +78,9 @@ class Plan:
     mix: tuple[Carried, ...] = ()
     """What leads carry; empty: each one or two entry triggers."""
     pacing: Pacing = Pacing.BURST
+    speed: float | None = None
+    """How many times faster than life; None: as fast as the machine allows."""
+    over: Over = Over.DIRECT
     waves: tuple[Wave, ...] = ()
     """When the ``leads`` come; empty: all before virtual time begins."""
     events: tuple[Event, ...] = ()
@@ -176,6 +183,8 @@ async def rehearse(
         violations=violations,
         peak_rss_mb=round(memory.peak_mb, 1),
         reruns=played.progress.reruns,
+        http=None if played.http is None else _http(played.http, sends),
+        pace=None if played.pace is None else asdict(played.pace),
         receipts_sha256=sha256,
         made=circumstances(),
         **figures,
@@ -207,6 +216,8 @@ class _Played:
     progress: Progress
     steps: list[tuple[str, str]]
     timetable: Timetable
+    http: HttpFigures | None
+    pace: Kept | None
 
 
 def _timetable(plan: Plan, cluster: Cluster, referee: Any, watcher: Watcher) -> Timetable:
@@ -236,16 +247,19 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         await require_rehearsal(connection, reset, hour_s=settings.hour_s, clock_us=start_us)
         await apply(connection, plan.sequences)
         await create_devices(connection, *(plan.pacing.paced(group, settings) for group in plan.fleet))
-        cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool))
+        cluster, referee = await stack.enter_async_context(_actors(plan, settings, spool, connection))
         timetable = _timetable(plan, cluster, referee, phases.watcher)
+        pace = None if plan.speed is None else Pace(plan.speed, start_us, phases.watcher.wait)
         driver = Driver(
             cluster,
             url,
             start_us=start_us,
             end_us=start_us + span_us(plan.days * 86_400),
             tick_us=span_us(plan.tick_s),
+            answer_s=_ANSWER_S[plan.over],
             on_tick=phases.watcher.tick,
             timetable=timetable,
+            pace=pace,
         )
         leads, rows = await _bring_leads(plan, connection, phases.watcher, driver)
         await connection.execute("ANALYZE leads")
@@ -254,25 +268,34 @@ async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bo
         try:
             progress = await driver.run()
             steps = await referee.steps.remote()
+            http = await referee.http_figures.remote() if plan.over is Over.HTTP else None
         except ray.exceptions.RayActorError:
             raise DriplineError("the referee died: without its receipts there is no verdict") from None
         await cluster.drain()
         phases.begin("verdict")
-    return _Played(leads, rows, len(cluster.shards), progress, steps, timetable)
+    kept = None if pace is None else pace.kept()
+    return _Played(leads, rows, len(cluster.shards), progress, steps, timetable, http, kept)
 
 
 @asynccontextmanager
-async def _actors(plan: Plan, settings: Settings, spool: Path) -> AsyncIterator[tuple[Cluster, Any]]:
+async def _actors(
+    plan: Plan, settings: Settings, spool: Path, connection: asyncpg.Connection
+) -> AsyncIterator[tuple[Cluster, Any]]:
     """Coordinator, shards and referee on Ray, starting."""
-    holder = f"rehearsal-{spool.parent.name}"
-    referee: Any = RemoteReferee.options(name="referee", namespace=holder).remote(plan.seed, spool, plan.behaviour)
-    shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
-    sender_of = partial(referee_sender, "referee", holder)
-    cluster = start(settings, shards, sender_of, holder=holder, virtual=True, answer_s=_ANSWER_S)
+    holder, over_http = f"rehearsal-{spool.parent.name}", plan.over is Over.HTTP
+    kind: Any = RemoteHttpReferee if over_http else RemoteReferee
+    referee = kind.options(name="referee", namespace=holder).remote(plan.seed, spool, plan.behaviour)
     try:
-        yield cluster, referee
+        if over_http:
+            await open_gateway(connection, referee)
+        shards = plan.shards or shard_count(plan.devices, settings.devices_per_shard)
+        sender_of = partial(http_referee_sender if over_http else referee_sender, "referee", holder)
+        cluster = start(settings, shards, sender_of, holder=holder, virtual=True, answer_s=_ANSWER_S[plan.over])
+        try:
+            yield cluster, referee
+        finally:
+            cluster.stop()
     finally:
-        cluster.stop()
         ray.kill(referee)
 
 
@@ -366,6 +389,10 @@ def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
         "sequences": sorted(sequence.name for sequence in plan.sequences),
         **settings.model_dump(mode="json", exclude=here),
     }
+
+
+def _http(figures: HttpFigures, sends: int) -> dict[str, Any]:
+    return {**asdict(figures), "sends_per_s": round(sends / max(figures.sending_s, 1e-9), 1)}
 
 
 def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -> dict[str, Any]:

@@ -29,13 +29,16 @@ class Watcher:
     def tick(self, progress: Progress) -> None:
         """A tick has gone by."""
 
+    def wait(self, now_us: int) -> None:
+        """Virtual time has come so far without anything to do, and waits for the wall clock."""
+
 
 class Screen(Watcher):
     """Progress of a run: a live line in a terminal, a plain line every few seconds elsewhere."""
 
     def __init__(self, start: datetime) -> None:
         self._start_s = start.timestamp()
-        self._phase, self._leads, self._expected = "", 0, 0
+        self._phase, self._leads, self._expected, self._claimed = "", 0, 0, 0
         self._shown = self._began = time.monotonic()
         self._bar: Bar | None = None
         self._task = TaskID(0)
@@ -70,13 +73,25 @@ class Screen(Watcher):
 
     def tick(self, progress: Progress) -> None:
         """A tick has gone by."""
-        day = (progress.now_us / 1e6 - self._start_s) / 86_400
         elapsed_s = time.monotonic() - self._began
         rate = progress.claimed / max(elapsed_s, 1e-9)
         left = max(self._expected - progress.claimed, 0)
         eta = f"{left / rate:,.0f} s left" if rate else "…"
-        text = f"day {day:.2f}  {progress.claimed:,} sent  {rate:,.0f}/s  {left:,} to go  {eta}"
-        self._show(text, progress.claimed, self._expected or None)
+        behind = f"  {progress.behind_s:,.1f} s behind" if progress.behind_s else ""
+        self._claimed = progress.claimed
+        self._show(
+            f"{self._day(progress.now_us)}  {progress.claimed:,} sent  {rate:,.0f}/s  {left:,} to go  {eta}{behind}",
+            progress.claimed,
+            self._expected or None,
+        )
+
+    def wait(self, now_us: int) -> None:
+        """Virtual time waits for the wall clock."""
+        self._show(f"{self._day(now_us)}  {self._claimed:,} sent", self._claimed, self._expected or None)
+
+    def _day(self, now_us: int) -> str:
+        days, of_day_s = divmod(int(now_us / 1e6 - self._start_s), 86_400)
+        return f"day {days} {of_day_s // 3600:02d}:{of_day_s // 60 % 60:02d}:{of_day_s % 60:02d}"
 
     def _show(self, text: str, done: int | None, total: int | None, force: bool = False) -> None:
         if self._bar is not None:

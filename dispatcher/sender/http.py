@@ -34,6 +34,7 @@ GATHER_S: Final = 0.02
 IDLE_S: Final = 3.0
 # A request costs a pool time quadratic in its connections: 128 in one took 5.2 ms of CPU a message, 16 2.1.
 POOL_CONNECTIONS: Final = 8
+CONNECTIONS: Final = 128
 UNACKNOWLEDGED_MS: Final = 30_000
 
 
@@ -45,6 +46,7 @@ class HttpSender:
         now_us: business time.
         connections: requests under way at once, at most; further messages wait, within their deadlines.
         connect_s: how long a gateway may take to accept a connection before it counts as refused.
+        transport: what carries the requests; None: a ``PunctualTransport``.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class HttpSender:
         gateways: Mapping[int, Gateway],
         now_us: Callable[[], int],
         *,
-        connections: int = 128,
+        connections: int = CONNECTIONS,
         connect_s: float = 10.0,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         for name in ("httpx", "httpcore"):  # they log URLs at INFO and connection details at DEBUG
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -64,7 +67,7 @@ class HttpSender:
         for slot in reversed(range(connections)):
             self._free.put_nowait(slot // POOL_CONNECTIONS)
         self._client = httpx.AsyncClient(
-            transport=PunctualTransport(pools=-(-connections // POOL_CONNECTIONS)),
+            transport=transport or PunctualTransport(connections),
             timeout=httpx.Timeout(None, connect=connect_s),
             follow_redirects=False,
             trust_env=False,
@@ -179,14 +182,17 @@ class PunctualTransport(httpx.AsyncBaseTransport):
 
     Checked before the first byte, after waiting for a connection, and once more before the body, without
     which no gateway can take the message.
+
+    Args:
+        connections: as the sender's.
     """
 
-    def __init__(self, pools: int) -> None:
+    def __init__(self, connections: int) -> None:
         tls = httpx.create_ssl_context()
         limits = httpx.Limits(keepalive_expiry=IDLE_S)  # how many there are is the sender's to bound
         self._pools = [
             httpx.AsyncHTTPTransport(verify=tls, retries=0, limits=limits, socket_options=_socket_options())
-            for _ in range(pools)
+            for _ in range(-(-connections // POOL_CONNECTIONS))
         ]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
@@ -21,6 +23,17 @@ def wrong(problem: str, *keys: str | int, advice: str = "") -> PydanticCustomErr
         advice: what to do about it.
     """
     return PydanticCustomError("scenario", "{problem}", {"problem": problem, "keys": keys, "advice": advice})
+
+
+def one_of(kind: type[StrEnum]) -> Callable[[Any], Any]:
+    """Reads one of a few words."""
+
+    def read(value: Any) -> Any:
+        if value not in list(kind):
+            raise wrong(f"{' or '.join(kind)} belongs here, not {value!r}")
+        return kind(value)
+
+    return read
 
 
 class Keys(BaseModel):

@@ -60,6 +60,8 @@ def plan(loaded: Loaded, bring_leads: Bring | None) -> Plan:
         waves=_waves(scenario.leads, begin_us),
         events=tuple(events),
         pacing=scenario.pacing,
+        speed=scenario.speed,
+        over=scenario.sender.over,
         bring_leads=bring_leads,
         asked=dict(_dotted(scenario.model_dump(mode="json", exclude={"sequences", *_FIGURES}))),
     )

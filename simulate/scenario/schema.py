@@ -17,7 +17,7 @@ from pydantic import (
 from dispatcher.intake.sequence_file import SequenceEntry
 from simulate.pacing import Pacing
 from simulate.scenario.events import EventKeys
-from simulate.scenario.keys import Keys, Path, Text, wrong
+from simulate.scenario.keys import Keys, Path, Text, one_of, wrong
 from simulate.scenario.sender import Sender
 
 START: Final = datetime(2026, 1, 5, tzinfo=UTC)
@@ -44,10 +44,11 @@ Moment = Annotated[datetime, BeforeValidator(_moment)]
 """A date, or date and time; without a zone UTC."""
 
 
-def _pacing(value: Any) -> Any:
-    if value not in list(Pacing):
-        raise wrong(f"{' or '.join(Pacing)} belongs here, not {value!r}")
-    return Pacing(value)
+def _speed(value: Any) -> Any:
+    if isinstance(value, int | float) and not 0 < value < float("inf"):
+        advice = "leave it out to run as fast as the machine allows"
+        raise wrong(f"a number above 0 belongs here, not {value:g}", advice=advice)
+    return value
 
 
 class Limits(Keys):
@@ -188,8 +189,12 @@ class Scenario(Keys):
         default=3.0, description="virtual days at most; it ends earlier when all is done"
     )
     tick_s: Annotated[float, Field(ge=1, le=150)] = Field(default=30.0, description="seconds of virtual time per step")
+    speed: Annotated[float, BeforeValidator(_speed)] | None = Field(
+        default=None,
+        description="how many times faster than life virtual time passes; left out, as fast as the machine allows",
+    )
     shards: Annotated[int, Field(ge=1, le=200)] = Field(default=10, description="how many shard actors")
-    pacing: Annotated[Pacing, BeforeValidator(_pacing)] = Field(
+    pacing: Annotated[Pacing, BeforeValidator(one_of(Pacing))] = Field(
         default=Pacing.BURST, description="`burst`: as early as the limits allow; `even`: spread evenly over the hour"
     )
     devices: Devices = Field(default=Devices(), description="the fleet")

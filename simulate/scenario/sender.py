@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from simulate.scenario.keys import Keys, Share, wrong
+from simulate.scenario.keys import Keys, Share, one_of, wrong
 
 LATENCY_MOST_S: Final = 30.0
 """The deadline: what is on its way for longer has been given up."""
+
+
+class Over(StrEnum):
+    """How messages get to the mock gateway."""
+
+    DIRECT = "direct"
+    """In batches, from process to process."""
+    HTTP = "http"
+    """Each by production's sender, in a request of its own."""
 
 
 class Lognormal(Keys):
@@ -104,6 +114,11 @@ class Bans(Keys):
 class Sender(Shares):
     """What the mock gateway does; drawn for each request by seed, phone, step and attempt."""
 
+    over: Annotated[Over, BeforeValidator(one_of(Over))] = Field(
+        default=Over.DIRECT,
+        description="how messages get there: `direct`, in batches from process to process; `http`, each in a request "
+        "by the sender of production, which loads that as well; the receipts are the same",
+    )
     latency: LatencyKeys | None = Field(default=None, description="how long a message takes to arrive")
     periods: list[PeriodKeys] = Field(
         default=[],

@@ -324,7 +324,7 @@ class Story:
             receipts_sha256="0" * 64, lateness_s={"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 4.0},
             optimality_gap_s={"mean": 0.5, "max": 1.5}, optimality_gap_missing=None,
             device_use={"mean": 0.5, "min": 0.25, "max": 0.75}, binding_limit="hour", peak_rss_mb=1.0,
-            reruns=len(self.faults),
+            reruns=len(self.faults), http=None, pace=None,
             made={"at": "2026-01-05T00:00:00+00:00", "dripline": "0", "python": "3", "cores": 2},
         )  # fmt: skip
 

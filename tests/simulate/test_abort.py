@@ -21,8 +21,9 @@ from dispatcher.core.batches import Outgoing
 from dispatcher.core.fleet import Gateway
 from dispatcher.core.outcomes import Outcome
 from dispatcher.sender import http
-from simulate.gateway import Connection, read_log
+from simulate.contract import Connection
 from simulate.gateway import Gateway as Judge
+from simulate.gateway import read_log
 
 DEADLINE_S = 3.0
 HASTY_MS = 1500

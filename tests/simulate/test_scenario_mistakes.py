@@ -58,6 +58,13 @@ MISTAKES = {
     ),
     "wrong type": ("count: 10", "count: many", 8, "leads.count: input should be a valid integer"),
     "a text for a number": ("days: 2", "days: '2'", 1, "days: input should be a valid number"),
+    "no speed": ("days: 2", "speed: 0", 1, "speed: a number above 0 belongs here, not 0 - leave it out to run as fast"),
+    "no way to the gateway": (
+        "throttled: 0.1",
+        "over: ftp",
+        17,
+        "sender.over: direct or http belongs here, not 'ftp'",
+    ),
     "negative": ("count: 10", "count: -1", 8, "leads.count: input should be greater than or equal to 0"),
     "too large": ("shards: 2", "shards: 900", 2, "shards: input should be less than or equal to 200"),
     "a share above 1": (
