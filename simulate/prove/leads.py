@@ -28,6 +28,8 @@ class Leads:
         self._database: MemoryDatabase = stage.database
         self.opted_out: dict[str, int] = {}
         """When each phone opted out, by the true clock; those that opted in again since are not in it."""
+        self.time_zones: dict[str, str] = {}
+        """By phone, of everybody who ever was there."""
         self.untriggered: dict[tuple[int, str], list[tuple[int, int]]] = {}
         """By lead and trigger: since when the engine has seen that it was taken off by hand, until it came back."""
         self.retriggered: set[tuple[int, str]] = set()
@@ -67,7 +69,9 @@ class Leads:
             attributes={"city": "Ipoh"} if plan.name else {},
             home_device_id=None if device is None else device.id,
             opted_in_us=self._stage.database_us() if plan.opted_in else None,
+            time_zone=plan.time_zone,
         )
+        self.time_zones |= {plan.phone: plan.time_zone} if plan.time_zone else {}
         self._put[added] = set(triggers.parse(plan.trigger))
 
     def stripped(self) -> int:
