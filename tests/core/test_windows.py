@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from dispatcher.config import Settings
 from dispatcher.core.batches import Coded
 from dispatcher.core.moments import from_datetime, span_us, to_datetime
-from dispatcher.core.windows import DAYS, Window, is_zone, next_open, next_open_of
+from dispatcher.core.windows import DAYS, MIN_OPEN_S, Window, is_zone, next_open, next_open_of
 
 _STEP_US = span_us(300)
 DAYTIME = Window(time(9), time(20), "Asia/Kuala_Lumpur")
@@ -161,6 +163,17 @@ def test_each_row_goes_by_its_own_window_and_zone_and_unknown_zones_by_the_windo
     found = next_open_of([DAYTIME], which, Coded.of(zones), np.full(5, at))
     morning = moments_us("2026-01-06T01:00")[0]
     assert found.tolist() == [morning, at, morning, morning, at]
+
+
+def test_every_window_is_open_for_longer_than_a_message_may_take_to_leave() -> None:
+    with pytest.raises(ValidationError):
+        Settings(deadline_s=MIN_OPEN_S)
+    shortest = Window(time(2), time(2, 15), "Europe/Berlin", ("sun",))
+    assert shortest.length_us == span_us(MIN_OPEN_S)
+    longest_us = span_us(MIN_OPEN_S) - 1
+    # The last Sunday in March has no 2:00, so there is nothing for two weeks.
+    found = next_open(moments_us("2026-03-22T01:00:01"), "Europe/Berlin", shortest, longest_us)
+    assert found == moments_us("2026-04-05T00:00")
 
 
 def test_what_is_a_zone() -> None:
