@@ -55,6 +55,8 @@ ENROLMENT: Final = np.dtype(
 QUOTA: Final = np.dtype([("device", "<i4"), ("from_us", "<i8"), ("per_hour", "<i4"), ("per_day", "<i4")])
 NO_DUE: Final = -(2**63)
 """``due`` of an enrolment that has nothing left to send, as PostgreSQL sends ``-infinity``."""
+ALWAYS_US: Final = -(2**62)
+"""Before every moment there is."""
 STATUSES: Final = ("active", "completed", "failed", "stopped", "in_doubt")
 _ENROLMENT_SQL: Final = """
 SELECT string_agg(int8send(c.id) || int8send(c.lead_id) || timestamptz_send(c.enrolled_at)
@@ -127,8 +129,8 @@ class Evidence:
     hour_s: float
     earlier: tuple[Catalogue, ...] = ()
     """Catalogues that held before: steps, delays and windows are judged by whatever ever held."""
-    time_zones: Mapping[str, str] = field(default_factory=dict)
-    """By phone, of leads that have one; not read when there never was a send window."""
+    time_zones: Mapping[str, Sequence[tuple[int, str | None]]] = field(default_factory=dict)
+    """By phone, since when a lead has had which one, in order; not read when there never was a send window."""
     paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By sequence id, when it was switched off."""
     untriggered: Mapping[tuple[int, str], Sequence[tuple[int, int]]] = field(default_factory=dict)
@@ -213,9 +215,9 @@ async def collect(
         )
 
 
-async def _time_zones(connection: asyncpg.Connection) -> dict[str, str]:
+async def _time_zones(connection: asyncpg.Connection) -> dict[str, Sequence[tuple[int, str | None]]]:
     rows = await connection.fetch("SELECT phone, time_zone FROM leads WHERE time_zone <> ''")
-    return {row["phone"]: row["time_zone"] for row in rows}
+    return {row["phone"]: ((ALWAYS_US, row["time_zone"]),) for row in rows}
 
 
 async def _ledger(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> NDArray[np.void]:

@@ -372,7 +372,7 @@ def test_sequences_are_applied_listed_paused_and_resumed(dripline, yaml_path):
     assert dripline("apply", fitness)[1] == "unchanged: 4 of 4 sequences and steps\n"
     assert dripline("sequences", "pause", "30 Day Fitness")[1] == "30 Day Fitness: paused\n"
     assert dripline("sequences", "pause", "1")[1] == "30 Day Fitness: already paused\n"
-    assert dripline("sequences", "list")[1] == "1\t30 Day Fitness\tpaused\t3\t0\t0\t\n"
+    assert dripline("sequences", "list")[1] == "1\t30 Day Fitness\tpaused\t3\t0\t0\t\t\n"
     assert dripline("sequences", "resume", "30 Day Fitness")[1] == "30 Day Fitness: active\n"
     assert dripline("sequences", "resume", "30 Day Fitnes") == (
         2,

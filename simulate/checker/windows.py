@@ -5,6 +5,7 @@ The clock is read moment by moment, by none of the arithmetic that the engine's 
 
 from __future__ import annotations
 
+from itertools import product
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -14,6 +15,7 @@ from dispatcher.core.outcomes import PROVED_UNSENT
 from dispatcher.core.windows import DAYS, Window
 from simulate.checker.breaches import Breach
 from simulate.checker.matched import Matched
+from simulate.evidence import ALWAYS_US, Evidence
 
 
 def judge(matched: Matched) -> list[Breach]:
@@ -26,11 +28,23 @@ def judge(matched: Matched) -> list[Breach]:
     outside = []
     for row in np.flatnonzero(concerned).tolist():
         receipt = receipts.rows[row]
-        zone, arrived_us = evidence.time_zones.get(receipt["phone"].decode()), int(receipt["arrived_us"])
-        held = windows[receipt["step"]]
-        if not any(_is_open(window, zone, arrived_us + off_us) for window in held for off_us in offs_us):
+        arrived_us, held = int(receipt["arrived_us"]), windows[receipt["step"]]
+        zones = _zones(evidence, receipt["phone"].decode(), arrived_us)
+        cases = product(held, zones, offs_us)
+        if not any(_is_open(window, zone, arrived_us + off_us) for window, zone, off_us in cases):
             outside.append(row)
     return [Breach(4, "outside_window", "outside the send window", "receipts", np.array(outside, np.intp))]
+
+
+def _zones(evidence: Evidence, phone: str, arrived_us: int) -> list[str | None]:
+    """Those that the lead can have had when the look before the hand-over began."""
+    zones = evidence.time_zones.get(phone) or ((ALWAYS_US, None),)
+    until_us = [since_us for since_us, _ in zones[1:]] + [arrived_us + 1]
+    return [
+        zone
+        for (since_us, zone), end_us in zip(zones, until_us, strict=True)
+        if since_us <= arrived_us and end_us > arrived_us - evidence.look_us
+    ]
 
 
 def _is_open(window: Window, time_zone: str | None, moment_us: int) -> bool:

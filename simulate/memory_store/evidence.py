@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -9,7 +10,17 @@ from numpy.typing import NDArray
 
 from dispatcher.core import triggers
 from dispatcher.core.graph import Catalogue
-from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, has_windows, known_triggers
+from simulate.evidence import (
+    ALWAYS_US,
+    ENROLMENT,
+    LEDGER,
+    NO_DUE,
+    QUOTA,
+    STATUSES,
+    Evidence,
+    has_windows,
+    known_triggers,
+)
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.rows import Device, Lead
 
@@ -43,8 +54,8 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
     )
 
 
-def _time_zones(database: MemoryDatabase) -> dict[str, str]:
-    return {lead.phone: lead.time_zone for lead in database.leads.values() if lead.time_zone}
+def _time_zones(database: MemoryDatabase) -> dict[str, Sequence[tuple[int, str | None]]]:
+    return {lead.phone: ((ALWAYS_US, lead.time_zone),) for lead in database.leads.values() if lead.time_zone}
 
 
 def _ledger(database: MemoryDatabase, outcomes: tuple[str, ...]) -> NDArray[np.void]:

@@ -315,12 +315,20 @@ BROKEN: dict[str, tuple[Callable[[World], None], Violations, str]] = {
         told(catalogue=catalogue(window=NIGHT)), OUTSIDE, "outside the send window",
     ),
     "before the window had opened, by the lead's own clock": (
-        told(catalogue=catalogue(window=NIGHT), time_zones={"999100000001": "Europe/Berlin"}),
+        told(catalogue=catalogue(window=NIGHT), time_zones={"999100000001": [(0, "Europe/Berlin")]}),
         Violations(outside_window=4),
         "outside the send window",
     ),
     "on a day that is none of the window's": (
-        told(catalogue=catalogue(window=NIGHTS), time_zones={"999100000001": "UTC", "999100000002": "UTC"}),
+        told(catalogue=catalogue(window=NIGHTS), time_zones={f"99910000000{n}": [(0, "UTC")] for n in (1, 2)}),
+        OUTSIDE,
+        "outside the send window",
+    ),
+    "where the lead had lived before": (
+        told(
+            catalogue=catalogue(window=NIGHT),
+            time_zones={"999100000002": [(0, "UTC"), (START_US + 10 * S_US, "Asia/Tokyo")]},
+        ),
         OUTSIDE,
         "outside the send window",
     ),
@@ -393,6 +401,11 @@ CLEAN: dict[str, Callable[[World], None]] = {
     ),
     "half a second after closing, by a clock that may be off as much": told(
         catalogue=catalogue(window=NIGHT), skew_us=S_US // 2 + 1
+    ),
+    "while the lead moved away": told(
+        catalogue=catalogue(window=Window(time(0), time(1), "UTC")),
+        time_zones={"999100000002": [(0, "UTC"), (START_US + 10 * S_US, "Asia/Tokyo")]},
+        look_us=S_US,
     ),
     "outside a window that did not hold yet": told(catalogue=catalogue(window=NIGHT), earlier=(catalogue(),)),
     "outside another window that held before": told(

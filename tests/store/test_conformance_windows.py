@@ -11,6 +11,7 @@ import pytest
 
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.windows import Window
+from simulate.evidence import ALWAYS_US
 
 ONE = UUID(int=1)
 SECOND_US = 1_000_000
@@ -117,7 +118,7 @@ async def test_what_is_leased_held_or_stopped_is_not_postponed(story):
 async def test_the_checker_sees_windows_and_zones(story):
     await enrolled(story, "Europe/Berlin", None)
     evidence = await story.world.evidence()
-    assert evidence.time_zones == {"999101": "Europe/Berlin"}
+    assert evidence.time_zones == {"999101": ((ALWAYS_US, "Europe/Berlin"),)}
     assert evidence.catalogue.windows == [DAYTIME]
     await story.world.set_sequence(1, send_window=None)
     assert (await story.world.evidence()).time_zones == {}
