@@ -135,8 +135,8 @@ def _mixed_lines(numbers: NDArray[np.int64], mix: Sequence[Carried], seed: int) 
 
 def _weighed(weights: Sequence[float], drawn: NDArray[np.float64]) -> NDArray[np.intp]:
     """Which one each draw in [0, 1) falls to."""
-    shares = np.array(weights) / sum(weights)
-    return np.searchsorted(np.cumsum(shares)[:-1], drawn, side="right")
+    shares = np.array(weights)
+    return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], drawn, side="right")
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -114,7 +114,7 @@ def draw(seed: int) -> World:
     texts = FOR_EVERYBODY if saturated else TEXTS
     sequences = tuple(_sequence(dice.of("sequence", n), n, texts, saturated) for n in range(dice.whole(1, 3)))
     faults_end_s = hour_s * dice.between(3, 8)
-    if not saturated and dice.of("windows").chance(0.35):
+    if not saturated and dice.of("windows").chance(0.3):
         sequences = tuple(
             replace(each, send_window=_window(dice.of("window", n), faults_end_s)) for n, each in enumerate(sequences)
         )
