@@ -47,7 +47,8 @@ def ends_of(
         said: texts and media URLs of what was handed over; None where nothing was.
         idempotent: per row, whether the device's gateway honours keys.
     """
-    trigger, delay_h = catalogue.advance(catalogue.indices(leased.step))
+    step = catalogue.indices(leased.step)
+    trigger, delay_h = catalogue.advance(step)
     due_us = outcomes.at_us + np.rint(delay_h * settings.hour_s * 1e6).astype(np.int64)
     rows = len(leased)
     next_ = np.full(rows, _WAITING, np.int8)
@@ -58,6 +59,8 @@ def ends_of(
         next_[row], counted[row], due_us[row], pinned[row] = _setback(
             leased, outcomes, row, bool(idempotent[row]), settings
         )
+    if leased.time_zone is not None:
+        due_us = catalogue.next_open(step, leased.time_zone, due_us)
     return Ends(
         enrolment=leased.enrolment,
         token=np.full(rows, leased.token, np.int64),

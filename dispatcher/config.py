@@ -32,7 +32,8 @@ class Settings(BaseSettings):
 
     devices_per_shard: int = Field(300, ge=1, le=5000)
     hour_s: float = Field(3600.0, gt=0, description="length of an hour in delays and quotas; shorter only in tests")
-    deadline_s: float = Field(30.0, gt=0, description="how long after its slot a message may still leave")
+    # A send window is open for at least 900 s: what may arrive so late would find none.
+    deadline_s: float = Field(30.0, gt=0, lt=900, description="how long after its slot a message may still leave")
     skew_s: float = Field(5.0, ge=0, description="how far two clocks may differ")
     guard_s: float = Field(60.0, ge=0, description="how much longer than the limit's the quota windows are")
     lease_s: float = Field(300.0, gt=0, description="how long after its slot a claim may stay unanswered")

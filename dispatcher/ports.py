@@ -10,7 +10,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
@@ -281,6 +281,18 @@ class ShardStore(Protocol):
         Args:
             texts: what each will say; None for one that does not leave anyway.
             key_known_us: gateways have forgotten the keys of what was handed over before this.
+        """
+
+    async def time_zones(self, lead: Int64s) -> Coded[str | None]:
+        """The time zones of leads, row by row; None where none is known."""
+
+    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+        """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open.
+
+        Those of the shard's devices; what somebody holds is left alone.
+
+        Args:
+            openings: by sequence and time zone, "" for none; of what is not named nothing moves.
         """
 
     async def give_back(

@@ -39,6 +39,7 @@ from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import FencedError
 from dispatcher.ports import Fate, Sender, ShardStore, Versions
 from dispatcher.slots import SlotBook
+from dispatcher.windows import SendWindows
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
@@ -82,6 +83,7 @@ class Shard:
         """Set when something has come that has to leave or to be written; whoever runs the shard clears it."""
         self._trusted_until_s = 0.0
         self._completer = Completer(store, settings, self._written)
+        self._windows = SendWindows(store, span_us(settings.deadline_s))
         self._pending: list[Leased] = []
         self._out: dict[int, Leased] = {}
         self._batches = 0
@@ -235,6 +237,10 @@ class Shard:
         back = dict.fromkeys(np.flatnonzero(deadline_us < now_us).tolist(), "late")
         back |= dict.fromkeys(await self._unknown_steps(leased), "unknown step")
         catalogue = self._catalogue  # as it is rendered from: steps may be edited until the outcome is known
+        remain = np.setdiff1d(np.arange(len(leased)), list(back))
+        leased, opens_us = await self._windows.look(leased, remain, catalogue)
+        shut = np.flatnonzero(opens_us > leased.slot_us)
+        back |= dict.fromkeys(shut.tolist(), "window shut")
         said = self._render(leased, back)
         key_known_us = now_us - span_us(_KEY_MARGIN * self._settings.key_retention_s)
         back |= await persistently(
@@ -243,7 +249,9 @@ class Shard:
         if not self.trusted:
             back = dict.fromkeys(range(len(leased)), "epoch not renewed") | back
         if back:
-            await self._give_back(leased, back, now_us)
+            await self._give_back(leased, back, now_us, opens_us)
+        if len(shut) and self.trusted:
+            await self._windows.postpone(leased.take(shut), catalogue, now_us)
         leaves, sayable = np.ones((2, len(leased)), np.bool_)
         leaves[list(back)] = False
         sayable[list(said.errors)] = False
@@ -312,13 +320,18 @@ class Shard:
     def _renders(self, trigger: str) -> bool:
         return trigger in self._templates
 
-    async def _give_back(self, leased: Leased, back: dict[int, str], now_us: int) -> None:
+    async def _give_back(
+        self, leased: Leased, back: dict[int, str], now_us: int, opens_us: Int64s | None = None
+    ) -> None:
         rows = np.array(list(back), np.intp)
         part = leased.take(rows)
         held = part.slot_us >= 0
         self._slots.give_back(part.device[held], part.slot_us[held])
         stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
         due_us = np.maximum(part.due_us, now_us)
+        if opens_us is not None:
+            shut = [reason == "window shut" for reason in back.values()]
+            due_us[shut] = opens_us[rows][shut]
         # At a step that does not exist it would be first in line for ever, and keep the device's slots from all others.
         nowhere = [reason == "unknown step" for reason in back.values()]
         due_us[nowhere] += span_us(self._settings.retry_base_s)

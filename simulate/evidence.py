@@ -55,6 +55,8 @@ ENROLMENT: Final = np.dtype(
 QUOTA: Final = np.dtype([("device", "<i4"), ("from_us", "<i8"), ("per_hour", "<i4"), ("per_day", "<i4")])
 NO_DUE: Final = -(2**63)
 """``due`` of an enrolment that has nothing left to send, as PostgreSQL sends ``-infinity``."""
+ALWAYS_US: Final = -(2**62)
+"""Before every moment there is."""
 STATUSES: Final = ("active", "completed", "failed", "stopped", "in_doubt")
 _ENROLMENT_SQL: Final = """
 SELECT string_agg(int8send(c.id) || int8send(c.lead_id) || timestamptz_send(c.enrolled_at)
@@ -126,7 +128,9 @@ class Evidence:
     """Id and name by number."""
     hour_s: float
     earlier: tuple[Catalogue, ...] = ()
-    """Catalogues that held before: steps and delays are judged by whatever ever held."""
+    """Catalogues that held before: steps, delays and windows are judged by whatever ever held."""
+    time_zones: Mapping[str, Sequence[tuple[int, str | None]]] = field(default_factory=dict)
+    """By phone, since when a lead has had which one, in order; not read when there never was a send window."""
     paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By sequence id, when it was switched off."""
     untriggered: Mapping[tuple[int, str], Sequence[tuple[int, int]]] = field(default_factory=dict)
@@ -169,6 +173,11 @@ def known_triggers(catalogue: Catalogue, earlier: Sequence[Catalogue] = ()) -> l
     return list(dict.fromkeys(trigger for each in (catalogue, *earlier) for trigger in each.triggers))
 
 
+def has_windows(*catalogues: Catalogue) -> bool:
+    """Whether some sequence has a send window in one of these versions."""
+    return any(catalogue.windows for catalogue in catalogues)
+
+
 def stamps(moments_us: NDArray[np.int64]) -> NDArray[np.int64]:
     """Microseconds since 1970 as ``LEDGER`` and ``ENROLMENT`` hold them."""
     return moments_us - _2000_US
@@ -194,6 +203,7 @@ async def collect(
             outcomes=outcomes,
             quotas=np.array([tuple(row) for row in quotas], QUOTA),
             opted_out={row["phone"]: row["at"] for row in opted_out},
+            time_zones=await _time_zones(connection) if has_windows(catalogue, *earlier) else {},
             missed=await connection.fetchval(_MISSED_SQL),
             devices={row["number"]: (row["id"], row["name"]) for row in devices},
             health={row["number"]: row["health"] for row in devices},
@@ -203,6 +213,11 @@ async def collect(
             now_us=await connection.fetchval("SELECT dripline_us(dripline_now())"),
             ready=frozenset(row["number"] for row in await connection.fetch(_READY_SQL)),
         )
+
+
+async def _time_zones(connection: asyncpg.Connection) -> dict[str, Sequence[tuple[int, str | None]]]:
+    rows = await connection.fetch("SELECT phone, time_zone FROM leads WHERE time_zone <> ''")
+    return {row["phone"]: ((ALWAYS_US, row["time_zone"]),) for row in rows}
 
 
 async def _ledger(connection: asyncpg.Connection, outcomes: tuple[str, ...]) -> NDArray[np.void]:

@@ -19,7 +19,7 @@ _SECOND_TRIGGER = 0.1
 _LABELLED = 0.05
 """Share of leads that carry a label nobody sends to, as real lists do."""
 _NAMES = ("Aisyah", "Ben", "Chitra", "Daniel", "Elena", "Farid", "Grace", "Hana", "Ivan", "Jun", "Kavya", "Liam")
-_ENTRY, _SECOND, _WHICH, _LABEL, _NAME = range(5)
+_ENTRY, _SECOND, _WHICH, _LABEL, _NAME, _ZONE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class DeviceGroup:
 
 Carried = tuple[tuple[str, ...], float]
 """Triggers that leads carry together, and how many of them do in proportion to the others."""
+Zoned = tuple[str, float]
+"""A time zone, and how many leads live there in proportion to the others."""
 
 
 async def create_devices(connection: asyncpg.Connection, *groups: DeviceGroup) -> None:
@@ -77,15 +79,24 @@ async def copy_leads(
     entries: Sequence[str],
     seed: int,
     mix: Sequence[Carried] = (),
+    zones: Sequence[Zoned] = (),
 ) -> int:
     """Create the leads of these numbers; returns how many.
 
     Args:
         entries: triggers, of which every lead carries one or two, if there is no ``mix``.
         mix: what leads carry instead.
+        zones: where they live; unknown if there are none.
     """
     lines = _lines(numbers, entries, seed, mix)
-    await connection.copy_to_table("leads", source=_once(lines), columns=("phone", "name", "niche", "trigger"))
+    columns = ["phone", "name", "niche", "trigger"]
+    if zones:
+        where = zoned(numbers, zones, seed).tolist()
+        lines = b"".join(
+            b"%s\t%s\n" % (line, zones[n][0].encode()) for line, n in zip(lines.splitlines(), where, strict=True)
+        )
+        columns.append("time_zone")
+    await connection.copy_to_table("leads", source=_once(lines), columns=columns)
     return len(numbers)
 
 
@@ -108,9 +119,8 @@ def carried(
 ) -> tuple[NDArray[np.intp], list[tuple[str, ...]]]:
     """Which triggers leads carry, but for labels that nobody sends to: a place in the list, and the list."""
     if mix:
-        weights = np.array([weight for _, weight in mix])
-        bounds = np.cumsum(weights / weights.sum())[:-1]
-        return np.searchsorted(bounds, _draw(seed, numbers, _ENTRY), side="right"), [triggers for triggers, _ in mix]
+        which = _weighed([weight for _, weight in mix], _draw(seed, numbers, _ENTRY))
+        return which, [triggers for triggers, _ in mix]
     count = len(entries)
     first = (_draw(seed, numbers, _ENTRY) * count).astype(np.intp)
     other = (first + 1 + (_draw(seed, numbers, _WHICH) * (count - 1)).astype(np.intp)) % count
@@ -128,6 +138,17 @@ def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int, mix: S
     return "".join(
         f"{lead_phone(n)}\t{_NAMES[who]}\t{told[w]}{', newsletter' if marked else ''}\n" for n, who, w, marked in rows
     ).encode()
+
+
+def zoned(numbers: NDArray[np.int64], zones: Sequence[Zoned], seed: int) -> NDArray[np.intp]:
+    """Where leads live: a place in ``zones``."""
+    return _weighed([weight for _, weight in zones], _draw(seed, numbers, _ZONE))
+
+
+def _weighed(weights: Sequence[float], drawn: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Which one each draw in [0, 1) falls to."""
+    shares = np.array(weights)
+    return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], drawn, side="right")
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -44,7 +44,7 @@ from simulate.http_sender import http_referee_sender, open_gateway
 from simulate.memory import MemoryProbe
 from simulate.outcome import RunOutcome
 from simulate.pacing import Pacing
-from simulate.population import Carried, DeviceGroup, copy_leads, create_devices, lead_chunks
+from simulate.population import Carried, DeviceGroup, Zoned, copy_leads, create_devices, lead_chunks
 from simulate.receipts import Receipts, read
 from simulate.referee import Behaviour, RemoteReferee
 from simulate.scenario.schema import START
@@ -77,6 +77,8 @@ class Plan:
     behaviour: Behaviour = field(default_factory=Behaviour)
     mix: tuple[Carried, ...] = ()
     """What leads carry; empty: each one or two entry triggers."""
+    zones: tuple[Zoned, ...] = ()
+    """Where leads live; empty: nobody knows."""
     pacing: Pacing = Pacing.BURST
     speed: float | None = None
     """How many times faster than life; None: as fast as the machine allows."""
@@ -106,7 +108,9 @@ class Plan:
         """What on the way makes the ideal schedule no yardstick; None: nothing does."""
         if any(isinstance(event, DeviceChange | BansLifted) for event in self.events) or self.behaviour.bans:
             return "devices go, come or change on the way"
-        return "a sequence pauses on the way" if any(isinstance(event, Switch) for event in self.events) else None
+        if any(isinstance(event, Switch) for event in self.events):
+            return "a sequence pauses on the way"
+        return "send windows close on the way" if any(each.send_window for each in self.sequences) else None
 
     @property
     def entries(self) -> list[str]:
@@ -234,7 +238,7 @@ def _timetable(plan: Plan, cluster: Cluster, referee: Any, watcher: Watcher) -> 
 
 
 async def _copy(plan: Plan, watcher: Watcher, connection: asyncpg.Connection, chunk: Int64s) -> None:
-    watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix))
+    watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix, plan.zones))
 
 
 async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bool, phases: _Phases) -> _Played:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import time as clock
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +19,7 @@ import pytest
 from dispatcher.cli import main as command_line
 from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.messages import Template
+from dispatcher.core.windows import Window
 from dispatcher.errors import GraphError, InputError, RefusedError
 from dispatcher.intake.sequence_file import load
 from dispatcher.intake.sequences import Changes, apply
@@ -175,12 +177,55 @@ sequences:
             "sequence 'A', step 'a': message text, line 1:",
         ),
         ("sequences: [{name: A, steps: [{trigger: a, text: '{{ 9**9 }}'}]}]", "sequence 'A', step 'a': message text"),
+        (
+            "sequences: [{name: A, send_window: {from: 20:00, until: '9:00', time_zone: UTC}, steps: []}]",
+            """sequence 'A': from: a time of day such as "09:00" belongs here, not 1200 - write it in quotes""",
+        ),
+        (
+            "sequences: [{name: A, send_window: {from: '9:00', until: '25:00', time_zone: UTC}, steps: []}]",
+            """until: a time of day such as "09:00" belongs here, not '25:00'""",
+        ),
+        ("sequences: [{name: A, send_window: {from: '9:00', until: '20:00'}, steps: []}]", "time_zone: field required"),
+        (
+            "sequences: [{name: A, send_window: {from: '9:00', untill: '20:00', time_zone: UTC}, steps: []}]",
+            "unknown key 'untill' - did you mean 'until'?",
+        ),
+        (
+            "sequences: [{name: A, send_window: {from: '9:00', until: '20:00', days: [monday], time_zone: UTC}}]",
+            "sequence 'A', day 1: send_window: input should be 'mon', 'tue'",
+        ),
+        (
+            "sequences: [{name: A, send_window: {from: '9:00', until: '20:00', time_zone: Asia/Kuala},"
+            " steps: [{trigger: a, text: x}]}]",
+            "sequence 'A': its send window has the unknown time zone 'Asia/Kuala'",
+        ),
+        (
+            "sequences: [{name: A, send_window: {from: '9:00', until: '9:10', time_zone: UTC},"
+            " steps: [{trigger: a, text: x}]}]",
+            "its send window 09:00-09:10 (UTC) is open for less than 15 minutes - let it close later",
+        ),
     ],
 )
 def test_a_file_that_says_something_else_is_one_clear_line(yaml_path, content, message):
     with pytest.raises(InputError) as caught:
         load(yaml_path(content))
     assert message in str(caught.value)
+
+
+async def test_a_send_window_is_stored_as_it_is_written_and_told_when_it_changes(yaml_path, connection):
+    def written(window: str) -> list[Sequence]:
+        return load(yaml_path(f"sequences: [{{name: A, send_window: {window}, steps: [{{trigger: a, text: x}}]}}]"))
+
+    days = written("{from: '22:30', until: '24:00', days: [sat, mon], time_zone: Asia/Kuala_Lumpur}")
+    assert days[0].send_window == Window(clock(22, 30), clock(0), "Asia/Kuala_Lumpur", ("mon", "sat"))
+    await apply(connection, days)
+    assert await stored(connection) == days
+    assert (await apply(connection, days)).updated == []
+    (told,) = (await apply(connection, written("{from: '9:00', until: '20:00', time_zone: UTC}"))).updated
+    assert told == "sequence 'A' (send_window: 22:30-00:00 mon,sat (Asia/Kuala_Lumpur) -> 09:00-20:00 (UTC))"
+    (told,) = (await apply(connection, written("null"))).updated
+    assert told == "sequence 'A' (send_window: 09:00-20:00 (UTC) -> None)"
+    assert (await stored(connection))[0].send_window is None
 
 
 @pytest.mark.parametrize(
@@ -327,7 +372,7 @@ def test_sequences_are_applied_listed_paused_and_resumed(dripline, yaml_path):
     assert dripline("apply", fitness)[1] == "unchanged: 4 of 4 sequences and steps\n"
     assert dripline("sequences", "pause", "30 Day Fitness")[1] == "30 Day Fitness: paused\n"
     assert dripline("sequences", "pause", "1")[1] == "30 Day Fitness: already paused\n"
-    assert dripline("sequences", "list")[1] == "1\t30 Day Fitness\tpaused\t3\t0\t0\t\n"
+    assert dripline("sequences", "list")[1] == "1\t30 Day Fitness\tpaused\t3\t0\t0\t\t\n"
     assert dripline("sequences", "resume", "30 Day Fitness")[1] == "30 Day Fitness: active\n"
     assert dripline("sequences", "resume", "30 Day Fitnes") == (
         2,

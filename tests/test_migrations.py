@@ -92,7 +92,7 @@ async def test_changes_queued_before_the_queue_held_many_leads_a_row_wait_on(emp
         await migrate(empty)
     await empty.execute("INSERT INTO leads (phone, trigger) VALUES ('1', 'a'), ('2', 'a')")
     await empty.execute("UPDATE leads SET trigger = NULL WHERE id = 2")
-    assert await migrate(empty) == ["queue"]
+    assert (await migrate(empty))[0] == "queue"
     await empty.execute("UPDATE leads SET trigger = 'a,b' WHERE id = 1")
     queued = await empty.fetch("SELECT leads, old_trigger, new_trigger FROM lead_changes ORDER BY id")
     assert [tuple(row) for row in queued] == [([1], None, "a"), ([2], None, "a"), ([2], "a", None), ([1], None, None)]

@@ -293,6 +293,42 @@ async def test_every_reason_is_said_in_words(world, connection, capsys, lead, tr
             for line in _without_entry(told[2])] == enrolments  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("zone", "due", "told"),
+    [
+        # It is noon in UTC, 20:00 in Kuala Lumpur and 13:00 in Berlin.
+        (
+            None,
+            "2026-01-06 11:50",
+            "waiting for fitness_day2; waits for the send window, 09:00-20:00 (Asia/Kuala_Lumpur), opens at 2026-01-07"
+            " 01:00:00 UTC (in 13 h), then from d-1",
+        ),
+        (
+            "Europe/Berlin",
+            "2026-01-06 11:50",
+            "waiting for fitness_day2, due since 2026-01-06 11:50:00 UTC (10 min ago)",
+        ),
+        (
+            "Europe/Berlin",
+            "2026-01-07 08:00",
+            "waiting for fitness_day2; waits for the send window, 09:00-20:00 (Europe/Berlin), opens at 2026-01-07"
+            " 08:00:00 UTC (in 20 h), then from d-1",
+        ),
+        ("Europe/Berlin", "2026-01-07 08:01", "waiting for fitness_day2 until 2026-01-07 08:01:00 UTC (in 20 h)"),
+    ],
+)
+async def test_who_waits_for_a_send_window_is_told_when_it_opens_and_by_whose_clock(
+    world, connection, capsys, zone, due, told
+):
+    await connection.execute(
+        "UPDATE sequences SET send_from = '9:00', send_until = '20:00', send_time_zone = 'Asia/Kuala_Lumpur'"
+    )
+    await connection.execute("UPDATE leads SET time_zone = $1 WHERE id = 1", zone)
+    await connection.execute(f"UPDATE sequence_contacts SET next_trigger_time = '{due} UTC' WHERE lead_id = 1")
+    show(await read_facts(connection, "1"))
+    assert told in capsys.readouterr().out.replace("\n", " ")
+
+
 async def test_a_trigger_that_stayed_enrols_again_only_when_set_anew(world, connection):
     await connection.execute("UPDATE leads SET opted_out_at = NULL WHERE id = 5; DELETE FROM lead_changes")
     page = dripline("explain", "5", "--database-url", world).stdout

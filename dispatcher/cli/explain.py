@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
@@ -14,6 +14,7 @@ import typer
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
 from dispatcher.cli.status import ahead
 from dispatcher.core.graph import Catalogue, Sequence
+from dispatcher.core.moments import from_datetime, to_datetime
 from dispatcher.core.triggers import parse
 from dispatcher.errors import InputError
 from dispatcher.intake.unmatched import why_closed
@@ -208,14 +209,16 @@ def why_enrolment(facts: Facts, row: Row) -> str:
 
 
 def _why_waiting(facts: Facts, row: Row) -> str:
-    step, due = row["current_trigger"], row["next_trigger_time"]
+    step, due, home = row["current_trigger"], row["next_trigger_time"], row["home"] or "a device to be chosen"
     sequence = facts.catalogue.sequences.get(row["sequence_id"])
     if sequence is not None and not sequence.is_active:
         return f"waiting for {step}; held, because the sequence is paused (due {facts.at(due)})"
     if problems := facts.catalogue.problems.get(row["sequence_id"]):
         return f"waiting for {step}; held, because the sequence is broken: {problems[0]}"
+    if opens := _opens(facts, sequence, due):
+        return f"waiting for {step}; waits for the send window, {opens}, then from {home}"
     if due > facts.now:
-        return f"waiting for {step} until {facts.at(due)}, then from {row['home'] or 'a device to be chosen'}"
+        return f"waiting for {step} until {facts.at(due)}, then from {home}"
     device = facts.devices.get(row["home_device_id"])
     late = f"waiting for {step}, due since {facts.at(due)}"
     if row["pinned"]:
@@ -225,6 +228,20 @@ def _why_waiting(facts: Facts, row: Row) -> str:
     if limit := _limit(device):
         return f"{late}; its device {limit}"
     return f"{late}; next in line on {device['name']}"
+
+
+def _opens(facts: Facts, sequence: Sequence | None, due: datetime) -> str | None:
+    """The window that a message waits for, by whose clock, and when it opens; None where it waits for none."""
+    if sequence is None or sequence.send_window is None:
+        return None
+    window, zone = sequence.send_window, facts.lead["time_zone"]
+    wanted_us = max(from_datetime(due), from_datetime(facts.now))
+    opens_us = window.first_open(zone, wanted_us)
+    # A due moment that is an opening was moved there.
+    if opens_us == wanted_us and (due <= facts.now or window.first_open(zone, wanted_us - 1) == wanted_us - 1):
+        return None
+    clock = replace(window, time_zone=window.zone_of(zone))
+    return f"{clock}, opens at {facts.at(to_datetime(opens_us))}"
 
 
 def _limit(device: Row) -> str | None:

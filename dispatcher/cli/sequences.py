@@ -22,7 +22,7 @@ Which = Annotated[str, typer.Argument(metavar="NAME_OR_ID", help="Its name, or i
 
 @app.command("list", epilog="Example: dripline sequences list")
 def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
-    """List the sequences: active or not, steps, enrolments live and completed, and what is broken."""
+    """List the sequences: active or not, steps, enrolments live and completed, send window, and what is broken."""
 
     async def body() -> list[tuple[object, ...]]:
         async with database(database_url, data_dir) as connection:
@@ -34,12 +34,13 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
                     "active" if sequence.is_active else "paused",
                     len(sequence.steps),
                     *counts.get(sequence.id or 0, (0, 0)),
+                    sequence.send_window or "",
                     "; ".join(problems(sequence)),
                 )
                 for sequence in await read_sequences(connection)
             ]
 
-    show_table(("id", "name", "state", "steps", "live", "completed", "problem"), run(body()))
+    show_table(("id", "name", "state", "steps", "live", "completed", "send window", "problem"), run(body()))
 
 
 @app.command(epilog='Example: dripline sequences pause "30 Day Fitness"')

@@ -168,6 +168,8 @@ class Leased(Columns):
     resend_text: Sequence[str | None]
     """Of a resend in doubt: what was said the first time. None: to be rendered."""
     resend_media_url: Sequence[str | None]
+    time_zone: Coded[str | None] | None = None
+    """The leads', as read before the hand-over, of those with a send window; None until then."""
 
 
 @dataclass(frozen=True, slots=True)

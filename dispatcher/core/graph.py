@@ -15,9 +15,11 @@ from typing import Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.batches import Coded, Indices
+from dispatcher.core.batches import Coded, Indices, Int64s
 from dispatcher.core.messages import TemplateError, compiled
+from dispatcher.core.moments import SECOND_US
 from dispatcher.core.triggers import BLANKS
+from dispatcher.core.windows import MIN_OPEN_S, Window, is_zone, next_open_of
 from dispatcher.errors import GraphError
 
 MIN_DELAY_H: Final = 1
@@ -58,6 +60,8 @@ class Sequence:
     sender_policy: SenderPolicy = "prefer"
     requires_opt_in: bool = False
     trigger_prefix: str | None = None
+    send_window: Window | None = None
+    """When its messages may leave; None: at any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ def _findings(sequence: Sequence) -> Iterator[_Finding]:
     if not sequence.steps:
         yield _Finding(None, "it has no steps", "add at least one entry step")
         return
+    if sequence.send_window is not None:
+        yield from _window_findings(sequence.send_window)
     for trigger, times in Counter(step.trigger for step in sequence.steps).items():
         if times > 1:
             yield _Finding(trigger, f"{times} steps have this trigger", "give every step a trigger of its own")
@@ -109,6 +115,15 @@ def _findings(sequence: Sequence) -> Iterator[_Finding]:
         yield _Finding(cycle[0], problem, "let the last step have no next trigger")
     if not any(step.is_entry for step in sequence.steps):
         yield _Finding(None, "it has no entry step", "mark the step that leads start at as the entry")
+
+
+def _window_findings(window: Window) -> Iterator[_Finding]:
+    if not is_zone(window.time_zone):
+        problem = f"its send window has the unknown time zone {_short(window.time_zone)}"
+        yield _Finding(None, problem, "write an IANA name such as Asia/Kuala_Lumpur")
+    if window.length_us < MIN_OPEN_S * SECOND_US:
+        problem = f"its send window {window} is open for less than {MIN_OPEN_S // 60} minutes"
+        yield _Finding(None, problem, "let it close later")
 
 
 def _step_findings(step: Step) -> Iterator[_Finding]:
@@ -186,6 +201,10 @@ class Catalogue:
     """Index of the next step; -1 where the sequence ends or the next trigger is unknown."""
     delay_h: NDArray[np.float64] = field(compare=False)
     """Hours between a step's acceptance and the next one's due time."""
+    windows: list[Window]
+    """Those of all sound sequences that have one."""
+    window: Indices = field(compare=False)
+    """Which of ``windows`` holds for a step; -1 for none."""
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> Self:
@@ -213,6 +232,8 @@ class Catalogue:
         triggers = list(step)
         index = {trigger: number for number, trigger in enumerate(triggers)}
         following = [each.next_trigger for each in step.values()]
+        windows = {id_: row.send_window for id_, row in by_id.items() if row.send_window and id_ not in broken}
+        number = {id_: place for place, id_ in enumerate(windows)}
         return cls(
             sequences=by_id,
             problems=broken,
@@ -225,6 +246,8 @@ class Catalogue:
             next_trigger=following,
             next_index=np.array([-1 if to is None else index.get(to, -1) for to in following], dtype=np.intp),
             delay_h=np.array([float(each.delay_h) for each in step.values()]),
+            windows=list(windows.values()),
+            window=np.array([*(number.get(owner.id or 0, -1) for owner in sequence_of.values()), -1], np.intp),
         )
 
     def indices(self, triggers: Rows[str]) -> Indices:
@@ -242,3 +265,24 @@ class Catalogue:
         if (step_index < 0).any():
             raise ValueError("a step that does not exist leads nowhere")
         return Coded(self.next_trigger, step_index), self.delay_h[step_index]
+
+    def next_open(
+        self, step_index: Indices, time_zone: Rows[str | None], moment_us: Int64s, span_us: int = 0
+    ) -> Int64s:
+        """The first moment, from each on, at which a step's message may leave and has ``span_us`` to arrive in.
+
+        Args:
+            time_zone: the leads', None where unknown.
+        """
+        return next_open_of(self.windows, self.window[step_index], Coded.of(time_zone), moment_us, span_us)
+
+    def openings(self, time_zones: Iterable[str | None], now_us: int) -> dict[int, dict[str, int]]:
+        """Where windows are shut at ``now_us``: when they open, by sequence id and time zone, "" for an unknown one."""
+        zones = sorted({zone or "" for zone in time_zones})
+        found: dict[int, dict[str, int]] = {}
+        for id_ in self.usable:
+            window = self.sequences[id_].send_window
+            if window is not None:
+                opens = {zone: window.first_open(zone, now_us) for zone in zones}
+                found[id_] = {zone: opens_us for zone, opens_us in opens.items() if opens_us > now_us}
+        return found

@@ -3,10 +3,12 @@
     sequences:
       - name: 30 Day Fitness
         trigger_prefix: fitness_
+        send_window: {from: "09:00", until: "20:00", days: [mon, tue, wed, thu, fri], time_zone: Asia/Kuala_Lumpur}
         steps:
           - {trigger: fitness_start, day: 1, text: Welcome to fitness!}
           - {trigger: fitness_day2, day: 2, text: Day 2 workout}
 
+``send_window`` goes by the clock of the lead, in its own time zone or, where that is unknown, the one given.
 Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
 sequence there); without ``entry`` anywhere, the first step is the entry. Everything is checked before it is
 used, and an error names the file, the line, the sequence and the step.
@@ -16,17 +18,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from dispatcher.core.graph import SenderPolicy, Sequence, Step, check
+from dispatcher.core.windows import DAYS, Window
 from dispatcher.errors import GraphError, InputError
 from dispatcher.intake.yaml_file import Finding, YamlFile, read
 
 _INTERVAL: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([hd])")
 _UNIT_H: Final = {"h": 1, "d": 24}
+_CLOCK: Final = re.compile(r"([01]?\d|2[0-3]|24(?=:00)):([0-5]\d)")
 
 _NO_NUL: Final = r"^[^\x00]*$"  # PostgreSQL stores it in no text
 
@@ -63,6 +69,32 @@ class After(_Model):
         return float(match[1]) * _UNIT_H[match[2]]
 
 
+def _clock(value: object) -> time:
+    """A time of day; 24:00 is the next day's 0:00."""
+    match = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        problem = f'a time of day such as "09:00" belongs here, not {value!r}'
+        raise PydanticCustomError("clock", "{problem}", {"problem": problem, "advice": "write it in quotes"})
+    return time(int(match[1]) % 24, int(match[2]))
+
+
+Clock = Annotated[time, BeforeValidator(_clock)]
+
+
+class SendWindow(_Model):
+    """When messages may leave, by the lead's clock; ``until`` at or before ``from`` is the next day's."""
+
+    from_: Annotated[Clock, Field(alias="from")]
+    until: Clock
+    days: Annotated[list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]], Field(min_length=1)] | None = None
+    time_zone: str
+
+    def window(self) -> Window:
+        """The window that is meant."""
+        days = tuple(day for day in DAYS if self.days is None or day in self.days)
+        return Window(self.from_, self.until, self.time_zone, days)
+
+
 class SequenceEntry(_Model):
     """One sequence as it is written."""
 
@@ -72,6 +104,7 @@ class SequenceEntry(_Model):
     reentry: Literal["after_exit", "never"] | After = "after_exit"
     sender_policy: SenderPolicy = "prefer"
     requires_opt_in: bool = False
+    send_window: SendWindow | None = None
     steps: list[StepEntry]
 
     def sequence(self) -> Sequence:
@@ -99,6 +132,7 @@ class SequenceEntry(_Model):
             sender_policy=self.sender_policy,
             requires_opt_in=self.requires_opt_in,
             trigger_prefix=self.trigger_prefix,
+            send_window=None if self.send_window is None else self.send_window.window(),
         )
 
 

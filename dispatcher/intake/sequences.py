@@ -116,6 +116,7 @@ async def _check_removed(connection: asyncpg.Connection, work: _Work) -> None:
 
 async def _write(connection: asyncpg.Connection, work: _Work) -> None:
     sql, wanted, stored = statements("intake"), work.wanted, work.stored
+    window = wanted.send_window
     row = (
         wanted.name,
         wanted.trigger_prefix,
@@ -124,6 +125,7 @@ async def _write(connection: asyncpg.Connection, work: _Work) -> None:
         wanted.reentry_interval_h,
         wanted.sender_policy,
         wanted.requires_opt_in,
+        *((None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)),
     )
     if stored is None:
         id_ = await connection.fetchval(sql["insert_sequence"], *row)

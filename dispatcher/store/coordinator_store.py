@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any, Final
 from uuid import UUID
@@ -116,6 +117,10 @@ class PostgresCoordinatorStore:
             if not taken["taken"]:
                 return Enrolled(0, 0, {})
             devices, order = _numbered(homes(taken["taken"]))
+            openings = None
+            if catalogue.windows:
+                zones = await connection.fetch(statements("enrol")["time_zones"], taken["leads"])
+                openings = json.dumps(catalogue.openings([row["time_zone"] for row in zones], now_us))
             found = await connection.fetch(
                 statements("enrol")["enrol"],
                 taken["leads"],
@@ -126,6 +131,7 @@ class PostgresCoordinatorStore:
                 epoch,
                 hour_us,
                 devices,
+                openings,
             )
             if found[-1]["held"] != 1:
                 raise FencedError("coordinator", epoch)

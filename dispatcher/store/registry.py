@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 import numpy as np
 
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.windows import DAYS, Window
 from dispatcher.ports import Versions
 from dispatcher.store.session import Session
 from dispatcher.store.statements import statements
@@ -42,7 +45,15 @@ def _sequences(rows: list[asyncpg.Record], step_rows: list[asyncpg.Record]) -> l
             media_url=row["media_url"],
         )
         steps.setdefault(row["sequence_id"], []).append(step)
-    return [Sequence(**dict(row), steps=tuple(steps.get(row["id"], ()))) for row in rows]
+    return [_sequence(dict(row), tuple(steps.get(row["id"], ()))) for row in rows]
+
+
+def _sequence(row: dict[str, Any], steps: tuple[Step, ...]) -> Sequence:
+    opens, closes, days, zone = (row.pop(f"send_{column}") for column in ("from", "until", "days", "time_zone"))
+    if opens is None:
+        return Sequence(**row, steps=steps)
+    window = Window(opens, closes, zone, tuple(day for day in DAYS if days is None or day in days))
+    return Sequence(**row, steps=steps, send_window=window)
 
 
 async def read_fleet(session: Session) -> Fleet:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 
@@ -107,6 +108,14 @@ class PostgresShardStore:
             key_known_us,
         )
         return dict(zip(int32s(row["row"]).tolist(), row["reason"] or (), strict=True))
+
+    async def time_zones(self, lead: Int64s) -> Coded[str | None]:
+        """The time zones of leads, row by row; None where none is known."""
+        return Coded.of((await self._session.row("time_zones", arrays.int8s(lead)))["time_zone"])
+
+    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+        """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
+        return await self._session.changed("postpone", self.shard, now_us, json.dumps(openings), rows)
 
     async def give_back(
         self,

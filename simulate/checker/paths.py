@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Indices, Int64s
+from dispatcher.core.windows import Window
 from simulate.evidence import Evidence
 
 _END, _ELSEWHERE, _ABSENT = -1, -2, -3
@@ -29,6 +30,8 @@ class Paths:
     """Whether a step belongs to a sequence that is active and sound at the end."""
     sequence: dict[str, int]
     """Sequence id by step trigger."""
+    windows: dict[str, tuple[Window, ...]]
+    """The send windows that ever held for a step, by its trigger; none for one that was ever free of them."""
 
     @classmethod
     def of(cls, evidence: Evidence) -> Self:
@@ -38,6 +41,7 @@ class Paths:
         following: dict[bytes, Int64s] = {}
         delay_h, entry = np.full(count, np.inf), np.zeros(count, np.bool_)
         sequence: dict[str, int] = {}
+        windows: dict[str, dict[Window | None, None]] = {}
         for catalogue in (evidence.catalogue, *evidence.earlier):
             after = np.full(count, _ABSENT, np.int64)
             for trigger, step in catalogue.step.items():
@@ -47,12 +51,16 @@ class Paths:
                 delay_h[place] = min(delay_h[place], step.delay_h)
                 entry[place] |= step.is_entry
                 sequence.setdefault(trigger, catalogue.sequence_of[trigger].id or 0)
+                windows.setdefault(trigger, {})[catalogue.sequence_of[trigger].send_window] = None
             following.setdefault(after.tobytes(), after)
         usable = np.zeros(count, np.bool_)
         for trigger, owner in evidence.catalogue.sequence_of.items():
             usable[index[trigger]] = owner.id in evidence.catalogue.usable
         delay_us = np.rint(np.where(np.isinf(delay_h), 0, delay_h) * evidence.hour_s * 1e6).astype(np.int64)
-        return cls(index, list(following.values()), delay_us, entry, usable, sequence)
+        always = {
+            trigger: tuple(w for w in held if w is not None) for trigger, held in windows.items() if None not in held
+        }
+        return cls(index, list(following.values()), delay_us, entry, usable, sequence, always)
 
     def follows(self, step: Indices, next_step: Indices) -> NDArray[np.bool_]:
         """Whether some version led from ``step`` to ``next_step``."""

@@ -298,14 +298,14 @@ class MemoryDatabase:
 
     # Enrolments and their indexes ----------------------------------------------------------------------------
 
-    def insert(self, sequence: int, lead: Lead, entry: str, home: UUID | None, now_us: int) -> None:
-        """A new enrolment, due now.
+    def insert(self, sequence: int, lead: Lead, entry: str, home: UUID | None, now_us: int, due_us: int) -> None:
+        """A new enrolment.
 
         Raises:
             BreachError: the lead has a live one in the sequence.
         """
         id_ = len(self.enrolments) + 1
-        row = Enrolment(id_, sequence, lead.id, lead.phone, entry, entry, now_us, now_us, home)
+        row = Enrolment(id_, sequence, lead.id, lead.phone, entry, entry, due_us, now_us, home)
         self.enrolments[id_] = row
         self.of_lead.setdefault(lead.id, []).append(row)
         self.place(row)

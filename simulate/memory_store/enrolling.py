@@ -54,7 +54,9 @@ def enrol(
             device = plan[len(without) - 1] if len(without) <= len(plan) else None
         if not database.has_device(device):
             device = None
-        database.insert(candidate.sequence, candidate.lead, candidate.trigger, device, now_us)
+        window = catalogue.sequences[candidate.sequence].send_window
+        due_us = now_us if window is None else window.first_open(candidate.lead.time_zone, now_us)
+        database.insert(candidate.sequence, candidate.lead, candidate.trigger, device, now_us, due_us)
         home[device] += 1
     return Enrolled(len(changed), stopped, dict(home))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -9,7 +10,17 @@ from numpy.typing import NDArray
 
 from dispatcher.core import triggers
 from dispatcher.core.graph import Catalogue
-from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, known_triggers
+from simulate.evidence import (
+    ALWAYS_US,
+    ENROLMENT,
+    LEDGER,
+    NO_DUE,
+    QUOTA,
+    STATUSES,
+    Evidence,
+    has_windows,
+    known_triggers,
+)
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.rows import Device, Lead
 
@@ -32,6 +43,7 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         outcomes=outcomes,
         quotas=np.array([tuple(quota) for quota in database.quotas if quota.number in numbers], QUOTA),
         opted_out={lead.phone: lead.opted_out_us for lead in database.leads.values() if lead.opted_out_us is not None},
+        time_zones=_time_zones(database) if has_windows(catalogue, *earlier) else {},
         missed=sum(_missed(database, lead) for lead in database.leads.values()),
         devices={device.number: (str(device.id), device.name) for device in database.devices.values()},
         hour_s=database.hour_s,
@@ -40,6 +52,10 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         ready=frozenset(device.number for device in database.devices.values() if _ready(device)),
         health={device.number: device.health for device in database.devices.values()},
     )
+
+
+def _time_zones(database: MemoryDatabase) -> dict[str, Sequence[tuple[int, str | None]]]:
+    return {lead.phone: ((ALWAYS_US, lead.time_zone),) for lead in database.leads.values() if lead.time_zone}
 
 
 def _ledger(database: MemoryDatabase, outcomes: tuple[str, ...]) -> NDArray[np.void]:

@@ -58,6 +58,7 @@ class Lead:
     name: str | None = None
     trigger: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    time_zone: str | None = None
     home_device_id: UUID | None = None
     opted_in_us: int | None = None
     opted_out_us: int | None = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dispatcher.core.batches import Int64s, Leased
+from dispatcher.core.batches import Coded, Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends, Usage
@@ -120,6 +120,26 @@ class MemoryShardStore:
             if any(attempt.slot_us < key_known_us for attempt in unknown):
                 return "key forgotten"
         return None
+
+    async def time_zones(self, lead: Int64s) -> Coded[str | None]:
+        """The time zones of leads, row by row; None where none is known."""
+        rows = (self._database.leads.get(id_) for id_ in lead.tolist())
+        return Coded.of([None if row is None else row.time_zone for row in rows])
+
+    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+        """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
+        leads, found = self._database.leads, []
+        for device in self._devices():
+            for row in self._database.active_at.get(device.id, {}).values():
+                if row.due_us is None or row.due_us > now_us or not row.waiting or row.held or row.stop_reason:
+                    continue
+                zone = leads[row.lead].time_zone or "" if row.lead in leads else None
+                opens_us = None if zone is None else openings.get(row.sequence, {}).get(zone)
+                if opens_us is not None:
+                    found.append((row, opens_us))
+        for row, opens_us in found[:rows]:
+            row.due_us = opens_us
+        return len(found[:rows])
 
     async def give_back(
         self,

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dispatcher import completer, rescuer, shard, slots
+from dispatcher import completer, rescuer, shard, slots, windows
 from dispatcher.core import identity, quota, triggers
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends
@@ -307,6 +307,14 @@ def _delay_before(patches: ExitStack) -> None:
         return following, self.delay_h[self.next_index[step_index]]
 
     _put(patches, Catalogue, "advance", advance)
+
+
+@_canary("send window not looked at", "nothing arrives while the send window of its lead is shut")
+def _window_unread(patches: ExitStack) -> None:
+    async def look(self: Any, leased: Any, rows: Any, catalogue: Catalogue) -> Any:
+        return leased, leased.slot_us
+
+    _put(patches, windows.SendWindows, "look", look)
 
 
 @_canary("opt-out not read again", "nothing leaves after an opt-out")

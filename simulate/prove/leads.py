@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from dispatcher.core import triggers
+from simulate.evidence import ALWAYS_US
 from simulate.memory_store import MemoryDatabase
 from simulate.memory_store.rows import Change, Lead
 from simulate.prove.dice import Dice
 from simulate.prove.faults import Fault
 from simulate.prove.stage import Stage
-from simulate.prove.world import NAMES, TOKENS, LeadPlan
+from simulate.prove.world import NAMES, TOKENS, ZONES, LeadPlan
 
 _FOR_GOOD_US: Final = 2**62
 
@@ -28,6 +29,8 @@ class Leads:
         self._database: MemoryDatabase = stage.database
         self.opted_out: dict[str, int] = {}
         """When each phone opted out, by the true clock; those that opted in again since are not in it."""
+        self.time_zones: dict[str, list[tuple[int, str | None]]] = {}
+        """By phone, since when which one holds."""
         self.untriggered: dict[tuple[int, str], list[tuple[int, int]]] = {}
         """By lead and trigger: since when the engine has seen that it was taken off by hand, until it came back."""
         self.retriggered: set[tuple[int, str]] = set()
@@ -67,7 +70,9 @@ class Leads:
             attributes={"city": "Ipoh"} if plan.name else {},
             home_device_id=None if device is None else device.id,
             opted_in_us=self._stage.database_us() if plan.opted_in else None,
+            time_zone=plan.time_zone,
         )
+        self.time_zones[plan.phone] = [(ALWAYS_US, plan.time_zone)]
         self._put[added] = set(triggers.parse(plan.trigger))
 
     def stripped(self) -> int:
@@ -163,9 +168,12 @@ class Leads:
     # Everything else -----------------------------------------------------------------------------------------
 
     def _edit(self, dice: Dice, fault: Fault) -> None:
-        """Every lead's name and city: a file is imported again."""
-        for id_ in list(self._database.leads):
-            self._database.set_lead(id_, name=dice.pick(NAMES), attributes={"city": dice.pick(("Ipoh", "Melaka"))})
+        """Every lead's name and city: a file is imported again. Some have moved to another time zone."""
+        for id_, lead in list(self._database.leads.items()):
+            zone = dice.of("moves", id_).pick((lead.time_zone, None, *ZONES))
+            named = {"name": dice.pick(NAMES), "attributes": {"city": dice.pick(("Ipoh", "Melaka"))}}
+            self._database.set_lead(id_, **named, time_zone=zone)
+            self.time_zones[lead.phone].append((self._stage.true_us(), zone))
         self._done(fault, f"{len(self._database.leads)} leads")
 
     def _delete(self, dice: Dice, fault: Fault) -> None:

@@ -40,6 +40,7 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
         tables(stage.database, LABELS),
         quotas=quotas,
         opted_out=people.leads.opted_out,
+        time_zones=people.leads.time_zones,
         untriggered=people.leads.untriggered,
         retriggered=frozenset(people.leads.retriggered),
         by_hand=frozenset(people.receipts.settled),

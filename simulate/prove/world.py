@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
 
 from dispatcher.config import Settings
 from dispatcher.core.graph import Reentry, SenderPolicy, Step
-from dispatcher.core.moments import from_datetime
+from dispatcher.core.moments import from_datetime, to_datetime
+from dispatcher.core.windows import Window
 from simulate.prove.dice import Dice
 
 START_US: Final = from_datetime(datetime(2026, 1, 5, 23, 30, tzinfo=UTC))
@@ -25,6 +27,8 @@ FOR_EVERYBODY: Final = TEXTS[:3]
 NAMES: Final = (None, "Ann", "Bo", "Chloé")
 TOKENS: Final = ("fit", "fit_2", "fitness", "outfit", "gym")
 """Tokens that are parts of each other: nothing may match by substring."""
+ZONES: Final = ("Asia/Kuala_Lumpur", "Europe/Berlin", "Asia/Singapore", "Asia/Kathmandu", "Nowhere/Land")
+"""Of windows the first two; of leads also one with the same clock, one a quarter of an hour off, and none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class SequencePlan:
     reentry_interval_h: float | None
     sender_policy: SenderPolicy
     requires_opt_in: bool
+    send_window: Window | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class LeadPlan:
     home: int | None
     """The number of a device of its own."""
     opted_in: bool
+    time_zone: str | None
 
 
 class _Own(NamedTuple):
@@ -108,6 +114,10 @@ def draw(seed: int) -> World:
     texts = FOR_EVERYBODY if saturated else TEXTS
     sequences = tuple(_sequence(dice.of("sequence", n), n, texts, saturated) for n in range(dice.whole(1, 3)))
     faults_end_s = hour_s * dice.between(3, 8)
+    if not saturated and dice.of("windows").chance(0.3):
+        sequences = tuple(
+            replace(each, send_window=_window(dice.of("window", n), faults_end_s)) for n, each in enumerate(sequences)
+        )
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
     # Where most leads share a device there is more for it to send than it can, as after an import in the field.
     own = _Own(0, 0.0) if saturated else dice.of("own").pick((_Own(len(devices), 0.2), _Own(2, 0.8)))
@@ -194,7 +204,20 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         reentry_interval_h=dice.between(0.5, 4) if reentry == "after_interval" else None,
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
         requires_opt_in=not saturated and dice.chance(0.2),
+        send_window=None,
     )
+
+
+def _window(dice: Dice, faults_end_s: float) -> Window | None:
+    """Most are shut for a while on the way, by the clocks of some leads: a day would be too long to wait for."""
+    if dice.chance(0.2):
+        return None
+    zone = dice.pick(ZONES[:2])
+    closes_s = round(dice.between(0, 0.8 * faults_end_s))
+    opens_s = closes_s + dice.whole(15, 180)
+    local = to_datetime(START_US).astimezone(ZoneInfo(zone))
+    opens, closes = (local + timedelta(seconds=at_s) for at_s in (opens_s, closes_s))
+    return Window(opens.time(), closes.time(), zone)
 
 
 def _lead(dice: Dice, number: int, entries: list[str], own: _Own, faults_end_s: float) -> LeadPlan:
@@ -207,4 +230,5 @@ def _lead(dice: Dice, number: int, entries: list[str], own: _Own, faults_end_s: 
         trigger=trigger,
         home=dice.whole(1, own.devices) if dice.chance(own.share) else None,
         opted_in=dice.chance(0.6),
+        time_zone=dice.of("zone").pick((None, *ZONES)),
     )

@@ -51,6 +51,7 @@ def plan(loaded: Loaded, bring_leads: Bring | None) -> Plan:
         fleet=fleet,
         leads=scenario.leads.count,
         mix=tuple((tuple(mixed.triggers), mixed.weight) for mixed in scenario.leads.triggers or ()),
+        zones=tuple((zoned.zone, zoned.weight) for zoned in scenario.leads.time_zones or ()),
         days=scenario.days,
         shards=scenario.shards,
         seed=scenario.seed,

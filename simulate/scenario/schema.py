@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from dispatcher.core.windows import is_zone
 from dispatcher.intake.sequence_file import SequenceEntry
 from simulate.pacing import Pacing
 from simulate.scenario.events import EventKeys
@@ -109,6 +110,15 @@ class Mixed(Keys):
     )
 
 
+class Zoned(Keys):
+    """Where some of the leads live."""
+
+    zone: Text = Field(description="their time zone, such as `Asia/Kuala_Lumpur`")
+    weight: Annotated[float, Field(ge=0, le=1e9)] = Field(
+        default=1.0, description="how many leads live there, in proportion to the others' weights"
+    )
+
+
 class Csv(Keys):
     """Leads from a file, read as `dripline import` reads it."""
 
@@ -142,6 +152,9 @@ class Leads(Keys):
         default=None,
         description="what they carry; left out, one or two entry triggers, and some a label that nobody sends to",
     )
+    time_zones: Annotated[list[Zoned], Field(min_length=1)] | None = Field(
+        default=None, description="where they live, for send windows; left out, the windows' own time zones count"
+    )
     waves: Annotated[list[WaveKeys], Field(min_length=1)] | None = Field(
         default=None, description="when they come; left out, all are there at the start"
     )
@@ -154,8 +167,13 @@ class Leads(Keys):
         if self.csv is not None:
             for key in sorted(self.model_fields_set - {"csv"}):
                 raise wrong(f"{key} and csv exclude each other", key, advice="leave one of them out")
-        if self.triggers and not any(mixed.weight for mixed in self.triggers):
-            raise wrong("all weights are 0", "triggers", advice="give at least one a weight above 0")
+        for key, weighed in (("triggers", self.triggers), ("time_zones", self.time_zones)):
+            if weighed and not any(each.weight for each in weighed):
+                raise wrong("all weights are 0", key, advice="give at least one a weight above 0")
+        for place, each in enumerate(self.time_zones or ()):
+            if not is_zone(each.zone):
+                advice = "write an IANA name such as Asia/Kuala_Lumpur"
+                raise wrong(f"there is no time zone {each.zone!r}", "time_zones", place, "zone", advice=advice)
         total = sum(wave.share for wave in self.waves or ())
         if self.waves and abs(total - 1) > 1e-6:
             raise wrong(f"the shares add up to {total:g}, not to 1", "waves")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.core.identity import idempotency_key
 from dispatcher.core.moments import from_datetime
 from dispatcher.core.outcomes import Outcome
+from dispatcher.core.windows import Window
 from simulate.checker import Violations, check, findings
 from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, stamps
 from simulate.receipts import RECEIPT, Receipts, body_sum
@@ -27,14 +29,22 @@ LABELS = tuple(outcome.label for outcome in Outcome)
 FOR_GOOD_US = 2**62
 
 
-def catalogue(last: str | None = None, delay_h: float = 24, active: bool = True) -> Catalogue:
+def catalogue(
+    last: str | None = None, delay_h: float = 24, active: bool = True, window: Window | None = None
+) -> Catalogue:
     """Three steps, a day apart; ``last`` follows the third, without a step of that name it leads nowhere."""
     steps = (
         Step("fit", "one", "fit_2", delay_h=delay_h, is_entry=True),
         Step("fit_2", "two", "fit_3", delay_h=24),
         Step("fit_3", "three", last, delay_h=24),
     )
-    return Catalogue.of([Sequence(7, "Fitness", active, steps)])
+    return Catalogue.of([Sequence(7, "Fitness", active, steps, send_window=window)])
+
+
+NIGHT = Window(time(23), time(0, 0, 10), "UTC")
+"""All arrive in it, but the first message of the second enrolment, which comes half a second after it has closed."""
+NIGHTS = Window(time(23), time(1), "Asia/Tokyo", ("sun", "tue"))
+"""The second message of the first enrolment comes in the night from Monday to Tuesday."""
 
 
 class World:
@@ -207,6 +217,7 @@ OTHER_KEY = b"another key 16 B"
 SECOND_US = DAY_US + S_US
 LOST, TWICE, ALTERED = Violations(lost=1), Violations(duplicate=1), Violations(altered=1)
 EARLY, UNORDERED = Violations(early=1), Violations(out_of_order=1)
+OUTSIDE = Violations(outside_window=1)
 STUCK, UNWANTED, OVER_HOUR = Violations(stuck=1), Violations(after_opt_out=1), Violations(over_hour=1)
 HOUR_QUOTA = "over the hour's quota"
 AFTERNOON_US = (2 * HOUR_US, 2 * HOUR_US + 1, 2 * HOUR_US + 2)
@@ -300,6 +311,32 @@ BROKEN: dict[str, tuple[Callable[[World], None], Violations, str]] = {
     "before its enrolment": (row_of("enrolments", 1, enrolled=World._stamp(11 * S_US)), EARLY, TOO_EARLY),
     "an arrival before its slot": (row_of("receipts", 2, arrived_us=START_US + 2 * SECOND_US - 1), EARLY, TOO_EARLY),
     "after the opt-out": (told(opted_out={"999100000001": START_US + SECOND_US}), UNWANTED, "after the lead's opt-out"),
+    "after the window had closed": (
+        told(catalogue=catalogue(window=NIGHT)), OUTSIDE, "outside the send window",
+    ),
+    "before the window had opened, by the lead's own clock": (
+        told(catalogue=catalogue(window=NIGHT), time_zones={"999100000001": [(0, "Europe/Berlin")]}),
+        Violations(outside_window=4),
+        "outside the send window",
+    ),
+    "on a day that is none of the window's": (
+        told(catalogue=catalogue(window=NIGHTS), time_zones={f"99910000000{n}": [(0, "UTC")] for n in (1, 2)}),
+        OUTSIDE,
+        "outside the send window",
+    ),
+    "where the lead had lived before": (
+        told(
+            catalogue=catalogue(window=NIGHT),
+            time_zones={"999100000002": [(0, "UTC"), (START_US + 10 * S_US, "Asia/Tokyo")]},
+        ),
+        OUTSIDE,
+        "outside the send window",
+    ),
+    "outside every window that ever held": (
+        told(catalogue=catalogue(window=NIGHT), earlier=(catalogue(window=Window(time(12), time(13), "UTC")),)),
+        OUTSIDE,
+        "outside the send window",
+    ),
     "while the sequence was paused": (
         told(paused={7: [(START_US + SECOND_US, START_US + SECOND_US + 1)]}), UNWANTED, "while the sequence was paused",
     ),
@@ -361,6 +398,23 @@ CLEAN: dict[str, Callable[[World], None]] = {
     "a trigger taken off a moment ago": both(row_of("enrolments", 1, carries=0), told(drained=False)),
     "a trigger that was put on again": both(
         row_of("enrolments", 0, carries=1), told(retriggered=frozenset({(41, "fit")})),
+    ),
+    "half a second after closing, by a clock that may be off as much": told(
+        catalogue=catalogue(window=NIGHT), skew_us=S_US // 2 + 1
+    ),
+    "while the lead moved away": told(
+        catalogue=catalogue(window=Window(time(0), time(1), "UTC")),
+        time_zones={"999100000002": [(0, "UTC"), (START_US + 10 * S_US, "Asia/Tokyo")]},
+        look_us=S_US,
+    ),
+    "outside a window that did not hold yet": told(catalogue=catalogue(window=NIGHT), earlier=(catalogue(),)),
+    "outside another window that held before": told(
+        catalogue=catalogue(window=NIGHT), earlier=(catalogue(window=Window(time(0), time(1), "UTC")),)
+    ),
+    "turned down outside the window": both(
+        told(catalogue=catalogue(window=Window(time(23), time(1), "UTC"))),
+        lambda world: world.asked(2, 2, DAY_US + 12 * HOUR_US, answer=Outcome.EXPIRED),
+        lambda world: world.booked(2, 2, DAY_US + 12 * HOUR_US, "expired"),
     ),
     "a fourth arrival an hour later": burst(0, 1, 2, HOUR_US),
     "a seventh a day later": burst(0, 1, 2, *AFTERNOON_US, DAY_US),

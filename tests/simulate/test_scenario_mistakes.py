@@ -82,6 +82,18 @@ MISTAKES = {
         "sender: rejected, throttled, refused and",
     ),
     "weights zero": ("[hello]", "[hello]\n      weight: 0", 9, "leads.triggers: all weights are 0 - give at least one"),
+    "a zone that is none": (
+        "  count: 10",
+        "  count: 10\n  time_zones: [{zone: Asia/Kuala_Lumpur}, {zone: Asia/Kuala}]",
+        9,
+        "leads.time_zones.1.zone: there is no time zone 'Asia/Kuala' - write an IANA name",
+    ),
+    "a window without quotes": (
+        "  - name: Greeting\n",
+        "  - name: Greeting\n    send_window: {from: 10:00, until: '20:00', time_zone: UTC}\n",
+        13,
+        """sequences.0.send_window.from: a time of day such as "09:00" belongs here, not 600 - write it in quotes""",
+    ),
     "unknown trigger": (
         "[hello]",
         "[helo]",

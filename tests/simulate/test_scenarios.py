@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import calendar
 from collections import Counter
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 
 from dispatcher.core.graph import Sequence, Step
-from dispatcher.core.moments import from_datetime, span_us
+from dispatcher.core.moments import from_datetime, span_us, to_datetime
 from dispatcher.core.outcomes import Outcome
 from dispatcher.intake.mapping import parse_mapping
 from simulate.referee import Ban, Behaviour
@@ -228,6 +231,29 @@ def test_lost_devices_are_silent_until_they_are_back(world):
     banned = {f"sim-{ban.device:04d}" for ban in lost.behaviour.bans}
     assert devices_of(world, done, turned_down) <= banned
     assert world.value("SELECT count(*) FROM devices WHERE health = 'offline'") == 0
+
+
+@pytest.mark.slow
+def test_in_four_zones_nobody_hears_of_us_at_night_or_on_sunday(world):
+    small = ("devices.count=2", "leads.count=800", "devices.quota_per_hour=15", "shards=2", "tick_s=150")
+    done = world.play(planned(EXAMPLES / "four_zones.yaml", *small))
+    assert done.outcome.good
+    assert (done.outcome.completed, done.outcome.sends) == (800, 1600)
+    assert done.outcome.optimality_gap_missing == "send windows close on the way"
+    zone_of = {row["phone"]: row["time_zone"] for row in world.rows("SELECT phone, time_zone FROM leads")}
+    share = {zone: count / 800 for zone, count in Counter(zone_of.values()).items()}
+    assert share == pytest.approx(
+        {"Asia/Kuala_Lumpur": 0.4, "Europe/Berlin": 0.3, "America/New_York": 0.2, "America/Los_Angeles": 0.1}, abs=0.05
+    )
+    local = [
+        to_datetime(receipt["arrived_us"]).astimezone(ZoneInfo(zone_of[receipt["phone"].decode()]))
+        for receipt in done.receipts.rows
+    ]
+    assert {moment.hour for moment in local} == set(range(9, 20))
+    assert {"Thu", "Fri", "Sat", "Mon"} <= {moment.strftime("%a") for moment in local} < {*calendar.day_abbr} - {"Sun"}
+    carried_over = "SELECT count(*) FROM message_ledger WHERE visit = 1 AND due_at > '2026-03-28 00:00Z'"
+    assert world.value(carried_over) > 0, "what its day had no slot for is due the next morning"
+    assert world.value("SELECT max(reserved_at - due_at) FROM message_ledger") < timedelta(hours=11)
 
 
 def test_a_device_is_turned_down_for_as_long_as_its_ban_lasts():

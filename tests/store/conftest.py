@@ -214,14 +214,14 @@ class PostgresWorld:
 
     async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int:
         async with self._connection.transaction():
-            id_ = await self._insert("sequences", name=name, **{"is_active": True, **columns})
+            id_ = await self._insert("sequences", name=name, **{"is_active": True, **_sequence_columns(columns)})
             for step in steps:
                 named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items()}
                 await self._insert("sequence_steps", sequence_id=id_, **named)
         return int(id_)
 
     async def set_sequence(self, sequence: int, **columns: Any) -> None:
-        await self._update("sequences", "id", sequence, columns)
+        await self._update("sequences", "id", sequence, _sequence_columns(columns))
 
     async def remove_sequence(self, sequence: int) -> None:
         await self._connection.execute("DELETE FROM sequences WHERE id = $1", sequence)
@@ -280,6 +280,15 @@ class PostgresWorld:
     async def _update(self, table: str, key: str, id_: Any, columns: dict[str, Any]) -> None:
         named = ", ".join(f"{column} = ${n}" for n, column in enumerate(columns, 2))
         await self._connection.execute(f"UPDATE {table} SET {named} WHERE {key} = $1", id_, *columns.values())
+
+
+def _sequence_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    if "send_window" not in columns:
+        return columns
+    named = {column: value for column, value in columns.items() if column != "send_window"}
+    window = columns["send_window"]
+    values = (None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)
+    return named | dict(zip(("send_from", "send_until", "send_days", "send_time_zone"), values, strict=True))
 
 
 def _lead_columns(columns: dict[str, Any]) -> dict[str, Any]:

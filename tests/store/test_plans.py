@@ -204,6 +204,24 @@ async def test_the_last_look_reads_what_is_about_to_leave(engine):
     assert again.rows <= 3 * LEASED, "of a resend the attempts of its visit, too"
 
 
+async def test_the_zones_of_a_batch_are_a_row_each(engine):
+    found = await cost(engine, statements("shard")["time_zones"], arrays.int8s(range(1000, 1300)))
+    assert (found.scanned, found.rows) == (set(), 300)
+
+
+async def test_postponing_reads_what_it_moves(engine):
+    """Of half of the 10,000 enrolments of a shard's devices, which are due; nothing of another sequence or zone."""
+    opens = json.dumps({"1": {"": NOW_US + 61_000_000}})
+    found = await cost(engine, statements("shard")["postpone"], 3, NOW_US, opens, 500)
+    assert found.scanned == set()
+    moved = f"SELECT count(*) FROM sequence_contacts WHERE next_trigger_time = dripline_at({NOW_US + 61_000_000})"
+    assert await engine.fetchval(moved) == 500
+    assert found.rows <= 3 * 500 + LEASED + DEVICES / 10, "to choose, with its lead, and to write"
+    elsewhere = json.dumps({"2": {"": NOW_US + 61_000_000}})
+    found = await cost(engine, statements("shard")["postpone"], 3, NOW_US, elsewhere, 500)
+    assert (found.scanned, found.rows <= DEVICES / 10) == (set(), True)
+
+
 @pytest.mark.parametrize(
     ("name", "more", "rows"),
     [("advance", ("next", "due"), LEASED), ("finish", ("lead",), 3 * LEASED), ("finish_later", (), LEASED)],
@@ -353,8 +371,13 @@ async def test_lead_changes_read_the_leads_that_changed(engine):
     assert found.rows <= 4 * 300
 
 
+@pytest.mark.parametrize(
+    "openings", ["NULL", f"""'{{"1": {{"Asia/Tokyo": {NOW_US}}}}}'"""], ids=["no window", "windows"]
+)
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_enrolling_reads_its_batch_before_anybody_has_analysed_the_tables(connection, database_url, mode):
+async def test_enrolling_reads_its_batch_before_anybody_has_analysed_the_tables(
+    connection, database_url, mode, openings
+):
     """Right after a first import: the planner takes a table of thousands for one of a few rows."""
     await connection.execute(
         f"""
@@ -383,15 +406,16 @@ async def test_enrolling_reads_its_batch_before_anybody_has_analysed_the_tables(
             engine,
             "enrol",
             f"'{{{','.join(map(str, range(4001, 5501)))}}}', '{{fitness_start,crypto_start}}', '{{1,2}}', "
-            f"'{{{','.join(['1'] * 1500)}}}', {NOW_US}, 1, 3600000000, '{{{NOBODY}}}'",
+            f"'{{{','.join(['1'] * 1500)}}}', {NOW_US}, 1, 3600000000, '{{{NOBODY}}}', {openings}",
         )
+        zones = await most_rows(engine, "time_zones", f"'{{{','.join(map(str, range(4001, 5501)))}}}'")
     pool.terminate()
     assert await connection.fetch("SELECT status, count(*) FROM sequence_contacts GROUP BY 1 ORDER BY 1") == [
         ("active", 4500 + 500 + 500 + 500),
         ("completed", 500),
         ("stopped", 500),
     ]
-    assert max(taking, enrolling) <= 2 * 1500
+    assert max(taking, enrolling, zones) <= 2 * 1500
 
 
 async def most_rows(connection, name: str, arguments: str) -> float:

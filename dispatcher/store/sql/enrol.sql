@@ -74,6 +74,7 @@ SELECT (SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM taken) AS taken
 -- the whole batch up: the planner takes a list it cannot see for ten ids, whatever the statistics say. Most leads have
 -- never been enrolled and carry one token: what depends on earlier enrolments or on a list of tokens is worked out only
 -- where there is one; OFFSET 0 keeps that a look-up a lead, where the planner would rather read everybody's.
+-- $9 says when the send windows that are shut open, by sequence and time zone; NULL where there are none.
 -- Somebody else's enrolment of the same moment fails the statement, which sees it when it is repeated: ON CONFLICT
 -- would cost every row a fifth more.
 WITH given AS MATERIALIZED (
@@ -102,7 +103,7 @@ finished AS MATERIALIZED (
     WHERE lead_id = ANY ((SELECT leads FROM given)::bigint[]) AND status NOT IN ('active', 'in_doubt')
 ),
 lead AS NOT MATERIALIZED (
-    SELECT id, phone, trigger, home_device_id, opted_in_at,
+    SELECT id, phone, trigger, home_device_id, opted_in_at, time_zone,
            id IN (SELECT lead_id FROM live) AS live, id IN (SELECT lead_id FROM finished) AS finished
     FROM leads WHERE id = ANY ((SELECT leads FROM given)::bigint[]) AND opted_out_at IS NULL
 ),
@@ -118,7 +119,7 @@ wanted AS (
     FROM tagged t OFFSET 0
 ),
 homed AS (
-    SELECT w.id AS lead_id, w.phone, w.token, w.sequence_id, w.live, w.finished,
+    SELECT w.id AS lead_id, w.phone, w.token, w.sequence_id, w.live, w.finished, w.time_zone,
            CASE WHEN w.live OR w.finished OR w.home_device_id IS NOT NULL THEN
                (SELECT d.id FROM devices d WHERE d.health = 'available' AND d.id = coalesce(
                     w.home_device_id,
@@ -133,7 +134,7 @@ homed AS (
 ),
 candidate AS (
     SELECT DISTINCT ON (h.device_id IS NULL, h.lead_id, h.sequence_id)
-           h.device_id IS NULL AS homeless, h.lead_id, h.sequence_id, h.phone, h.token, h.device_id
+           h.device_id IS NULL AS homeless, h.lead_id, h.sequence_id, h.phone, h.token, h.device_id, h.time_zone
     FROM homed h
     WHERE NOT (h.live AND EXISTS (
               SELECT FROM sequence_contacts c WHERE c.lead_id = h.lead_id AND c.sequence_id = h.sequence_id
@@ -151,7 +152,7 @@ homes AS MATERIALIZED (
     FROM unnest($8::uuid[]) WITH ORDINALITY h(id, n) LEFT JOIN devices d ON d.id = h.id
 ),
 placed AS (
-    SELECT lead_id, phone, sequence_id, token,
+    SELECT lead_id, phone, sequence_id, token, time_zone,
            CASE WHEN homeless THEN ((SELECT id FROM homes))[
                ((SELECT plan FROM given))[dense_rank() OVER (PARTITION BY homeless ORDER BY lead_id)]]
            ELSE device_id END AS device_id
@@ -160,7 +161,11 @@ placed AS (
 enrolled AS (
     INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger,
                                    next_trigger_time, enrolled_at, home_device_id)
-    SELECT sequence_id, lead_id, phone, token, token, dripline_at($5::bigint), dripline_at($5::bigint), device_id
+    SELECT sequence_id, lead_id, phone, token, token,
+           CASE WHEN $9::jsonb IS NULL THEN dripline_at($5::bigint)
+           ELSE dripline_at(coalesce(
+               ($9::jsonb #>> ARRAY[sequence_id::text, coalesce(time_zone, '')])::bigint, $5::bigint)) END,
+           dripline_at($5::bigint), device_id
     FROM placed WHERE (SELECT held FROM fence) = 1
     ORDER BY lead_id, sequence_id
     RETURNING home_device_id
@@ -168,6 +173,11 @@ enrolled AS (
 SELECT home_device_id, count(*) AS enrolled, (SELECT held FROM fence) AS held FROM enrolled GROUP BY home_device_id
 UNION ALL
 SELECT NULL, 0, held FROM fence;
+
+-- name: time_zones
+-- Those of the leads in the batch, where sequences have send windows.
+WITH given AS MATERIALIZED (SELECT $1::text::bigint[] AS leads)
+SELECT DISTINCT coalesce(time_zone, '') AS time_zone FROM leads WHERE id = ANY ((SELECT leads FROM given)::bigint[]);
 
 -- name: searching
 -- Asked first: search_entries fires the queue's statement triggers, and so wakes the coordinator, even when it finds

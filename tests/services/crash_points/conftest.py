@@ -36,7 +36,8 @@ FILES = ("epochs", "catalogue", "enrol", "claim", "rescue", "complete", "shard")
 NAME_OF = {sql: name for file in FILES for name, sql in statements(file).items()}
 WRITES = re.compile(r"\b(UPDATE|INSERT|DELETE|nextval|dripline_ledger_partition)\b")
 MADE = f"""
-INSERT INTO sequences (name, is_active) VALUES ('Two', true);
+INSERT INTO sequences (name, is_active, send_from, send_until, send_time_zone)
+VALUES ('Two', true, '07:00', '08:00:32', 'UTC');
 INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, is_entry_point)
 VALUES (1, 'one', 'text of one for {{{{ name }}}}', 'two', true), (1, 'two', 'text of two', NULL, false);
 INSERT INTO devices (name, shard_id) VALUES ('d-1', 0), ('d-2', 1);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from datetime import time
 from random import Random
 from typing import Any
 
@@ -14,8 +15,14 @@ from dispatcher.core.batches import Coded, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue, Step
 from dispatcher.core.leases import EndedLeases
+from dispatcher.core.windows import Window
 from dispatcher.errors import FencedError
 
+WINDOWS = [
+    Window(time(9), time(20), "Asia/Kuala_Lumpur"),
+    Window(time(22), time(6), "Europe/Berlin", ("mon", "thu", "sat")),
+]
+ZONES = [None, "", "Asia/Tokyo", "America/New_York", "Nowhere/Land"]
 SHOWN = 60
 """How many of the last calls a disagreement shows."""
 
@@ -97,7 +104,9 @@ class Pair:
         """Switch a sequence, change how it is re-entered or where its steps lead."""
         sequence = random.randint(1, 3)
         kind = random.random()
-        if kind < 0.6:
+        if kind < 0.15:
+            await self.people("set_sequence", sequence, send_window=random.choice([None, *WINDOWS]))
+        elif kind < 0.6:
             await self.people("set_sequence", sequence, is_active=random.random() < 0.6)
         elif kind < 0.75:
             await self.people("set_sequence", sequence, reentry=random.choice(["after_exit", "never"]))
@@ -120,6 +129,15 @@ class Pair:
             await self.people("set_device", number, shard_id=random.randint(0, 2))
         else:
             await self.people("set_device", number, quota_per_day=random.randint(0, 900))
+
+    async def edit_zone(self, random: Random, lead: int) -> None:
+        """A lead moves to another time zone."""
+        await self.people("set_lead", lead, time_zone=random.choice(ZONES))
+
+    async def postpone(self, random: Random, shard: int, now_us: int) -> None:
+        """A shard finds windows shut in some zones."""
+        zones = {zone or "": now_us + random.randint(0, 9) * 3_600_000_000 for zone in ZONES if random.random() < 0.5}
+        await self.shard(shard, "postpone", {random.randint(1, 3): zones}, now_us, 1000)
 
 
 def plain(answer: Any) -> Any:

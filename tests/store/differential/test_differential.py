@@ -86,7 +86,7 @@ class History:
             self.time: 9, self.lead: 3, self.edit_lead: 4, self.waver: 2, self.edit_registry: 3,
             self.lock: 3, self.enrol: 5, self.registry: 2, self.claim: 14, self.look: 18, self.answer: 18,
             self.answer_again: 2, self.rescue: 10, self.hold: 2, self.finish: 3, self.rehome: 1, self.take_over: 6,
-            self.read: 2, self.seat: 1, self.give_back: 3,
+            self.read: 2, self.seat: 1, self.give_back: 3, self.postpone: 3,
         }  # fmt: skip
         for _ in range(STEPS):
             act = self.random.choices(list(acts), list(acts.values()))[0]
@@ -152,7 +152,9 @@ class History:
         if lead in self.locked:
             return
         kind = self.random.random()
-        if kind < 0.6:
+        if kind < 0.1:
+            await self.pair.edit_zone(self.random, lead)
+        elif kind < 0.6:
             await self.people("set_lead", lead, trigger=self.random.choice(LISTS))
         elif kind < 0.7:
             await self.people("set_lead", lead, opted_out_us=self.now_us)
@@ -291,6 +293,11 @@ class History:
             return (await seats[side].beat(lifetime_s)).epoch
 
         await self.both(f"{holder} beats {lifetime_s}", beat)
+
+    async def postpone(self) -> None:
+        shard = self.random.randint(0, 2)
+        await self.shard(shard, "time_zones", np.array(self.random.choices([*self.leads, 999], k=3)))
+        await self.pair.postpone(self.random, shard, self.now_us)
 
     async def read(self) -> None:
         shard = self.random.randint(0, 2)
