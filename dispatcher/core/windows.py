@@ -92,6 +92,13 @@ def next_open(moment_us: Int64s, zone: str, window: Window, span_us: int = 0) ->
     return found
 
 
+def next_shut(moment_us: int, zone: str, window: Window, span_us: int = 0) -> int:
+    """The first moment, from a moment on, at which ``window`` is not open in ``zone`` for more than ``span_us``."""
+    opens_us, closes_us = _openings(window, zone, moment_us // _BLOCK_US)
+    place = int(np.searchsorted(closes_us, moment_us + span_us, side="right"))
+    return moment_us if opens_us[place] > moment_us else int(closes_us[place]) - span_us
+
+
 def next_open_of(
     windows: Sequence[Window], which: Indices, time_zone: Coded[str | None], moment_us: Int64s, span_us: int = 0
 ) -> Int64s:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -20,6 +19,7 @@ from dispatcher.core.batches import Indices, Int8s, Int64s
 from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.core.routing import plan_homes
+from simulate.forecast.openings import Openings
 from simulate.forecast.state import State
 from simulate.forecast.tally import Tally
 from simulate.forecast.turns import Turns
@@ -62,6 +62,7 @@ class Course:
         hour_us = world.settings.hours_us(1)
         self.tally = Tally(world.start_us, hour_us, len(world.waves), len(self.steps.triggers), world.deadline_us)
         self.turns = Turns(world, self.steps, self.state)
+        self._openings = Openings(world, self.steps, self.state)
         self._behaviour = world.behaviour
         self._groups = self._grouped()
         self._width_us = int(min([*self.steps.delay_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
@@ -71,12 +72,18 @@ class Course:
 
     def play(self) -> None:
         """Send everything that can be sent."""
-        borders = [self.world.start_us, *self.turns.moments_us(), self._until_us]
-        borders = sorted({moment for moment in borders if moment <= self._until_us})
-        for from_us, to_us in pairwise([*borders, *([NEVER_US] if self._until_us == NEVER_US else [])]):
+        events_us = [*sorted({moment for moment in self.turns.moments_us() if moment < self._until_us}), self._until_us]
+        from_us, anybody = self.world.start_us, True
+        while anybody and from_us < self._until_us:
             self.turns.act(from_us)
+            events_us = [moment for moment in events_us if moment > from_us]
+            to_us = min(events_us[0], self._openings.change_after(from_us))
             self._settle(to_us)
+            self._openings.postpone(from_us)
             self._segment(from_us, to_us)
+            # Windows open for ever; without further events they may do so for nobody.
+            anybody = len(events_us) > 1 or bool(self._able(np.flatnonzero(self.state.state == WAITING)).any())
+            from_us = to_us
         self._stop(np.flatnonzero((self.state.state == WAITING) & (self._leave_us < self._until_us)))
 
     @property
@@ -128,12 +135,11 @@ class Course:
 
     def _segment(self, from_us: int, to_us: int) -> None:
         """All groups, until everything that can leave before ``to_us`` has left."""
-        state, turns = self.state, self.turns
-        able = turns.available & (np.minimum(turns.per_hour, turns.per_day) > 0)
+        state = self.state
         who = np.flatnonzero((state.state == WAITING) & (state.home >= 0) & (state.due_us < to_us))
-        who = who[able[state.home[who]] & ~turns.paused[self.steps.sequence[state.step[who]]]]
+        who = who[self._able(who)]
         who = who[np.argsort(state.home[who], kind="stable")]
-        bounds = np.searchsorted(state.home[who], [group.low for group in self._groups] + [len(able)])
+        bounds = np.searchsorted(state.home[who], [*(group.low for group in self._groups), len(self.world.fleet)])
         limits = self._limits()
         sent = int(self.tally.sent.sum())
         for group, begin, end in zip(self._groups, bounds[:-1], bounds[1:], strict=True):
@@ -141,6 +147,14 @@ class Course:
                 group.timelines.limits = _of(limits, group.low, group.high)
                 sent += self._calendar(group, np.sort(who[begin:end]), from_us, to_us)
                 self._on_progress(sent)
+
+    def _able(self, who: Indices) -> NDArray[np.bool_]:
+        """Whose device can send, and whose sequence runs; who has no device yet will get one if any can."""
+        state, turns = self.state, self.turns
+        able = turns.available & (np.minimum(turns.per_hour, turns.per_day) > 0)
+        home = state.home[who]
+        can = np.where(home < 0, able.any(), able[home]) if len(able) else np.zeros(len(who), np.bool_)
+        return np.asarray(can & ~turns.paused[self.steps.sequence[state.step[who]]])
 
     def _calendar(self, group: _Group, who: Indices, from_us: int, to_us: int) -> int:
         """The messages of one group in one segment; returns how many were sent."""

@@ -9,7 +9,7 @@ import asyncpg
 import numpy as np
 
 from dispatcher.config import Settings
-from dispatcher.core.batches import Int32s
+from dispatcher.core.batches import Coded, Int32s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.moments import SECOND_US, from_datetime, span_us
@@ -41,15 +41,23 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
     found = (await connection.fetch(sql["waiting"], catalogue.triggers))[0]
     ids, first, lead = np.unique(int64s(found["lead"]), return_index=True, return_inverse=True)
     device, due_us = int32s(found["device"]), moments(found["due"])
+    zone = Coded.of((found["zone"] or "").split(",") if len(lead) else [])
     wave, waves = _waves(int32s(found["day"])[first])
     left_out = (await connection.fetch(sql["left_out"]))[0]
     day_us = settings.hours_us(HOURS_PER_DAY) + span_us(settings.guard_s)
     return World(
         catalogue=catalogue,
         fleet=fleet,
-        leads=Leads(ids, np.full(len(ids), now_us, np.int64), wave, np.ones(len(ids), np.bool_)),
+        leads=Leads(
+            ids,
+            np.full(len(ids), now_us, np.int64),
+            wave,
+            np.ones(len(ids), np.bool_),
+            zone.code[first].astype(np.int32),
+        ),
         enrolments=Enrolments(lead, int32s(found["entry"]), int32s(found["step"]), _homes(fleet, device), due_us),
         waves=waves,
+        zones=[name or None for name in zone.values] or [None],
         start_us=now_us,
         tick_us=SECOND_US,
         settings=settings,

@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.batches import Int64s
-from dispatcher.core.moments import NEVER_US, SECOND_US
+from dispatcher.core.batches import Coded, Int64s
+from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
 from dispatcher.core.quota import HOURS_PER_DAY
+from dispatcher.core.windows import next_open_of
 from simulate.forecast.course import Course
 from simulate.forecast.tally import REASONS, Tally
 from simulate.forecast.world import DONE, FAILED, STOPPED, WAITING, World
@@ -205,13 +206,17 @@ def _wave(
 
 def _demand(world: World) -> tuple[Int64s, int | None]:
     """Messages by day if nothing ever waited, and when the last one would leave."""
-    steps, first = world.steps, world.enrolments
+    steps, first, windows = world.steps, world.enrolments, world.catalogue.windows
+    span = span_us(world.settings.deadline_s)
     day_us = world.settings.hours_us(HOURS_PER_DAY)
     demand, end_us = np.zeros(0, np.int64), None
     for step in np.unique(first.step).tolist():
-        due_us = np.maximum(first.due_us[first.step == step], world.start_us)
+        who = first.step == step
+        due_us = np.maximum(first.due_us[who], world.start_us)
+        zone = Coded(world.zones, world.leads.zone[first.lead[who]])
         at = step
         while at >= 0:
+            due_us = next_open_of(windows, np.full(len(due_us), steps.window[at]), zone, due_us, span)
             counts = np.bincount((due_us - world.start_us) // day_us, minlength=len(demand))
             counts[: len(demand)] += demand
             demand, end_us = counts, max(end_us or 0, int(due_us.max()))

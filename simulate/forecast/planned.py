@@ -9,14 +9,14 @@ import numpy as np
 
 from dispatcher.config import Settings
 from dispatcher.core import triggers
-from dispatcher.core.batches import Int64s
+from dispatcher.core.batches import Coded, Indices, Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.intake.csv_file import CsvFile, RejectedError
 from dispatcher.intake.lead_file import Lead
 from simulate.forecast.world import Enrolments, Leads, World
-from simulate.population import DeviceGroup, carried, lead_phones
+from simulate.population import DeviceGroup, carried, lead_phones, zoned
 from simulate.rehearsal import Plan
 from simulate.scenario.load import Loaded
 from simulate.timetable import moments
@@ -36,9 +36,15 @@ def world_of(plan: Plan, settings: Settings, file: list[Lead] | None = None) -> 
     start_us = from_datetime(plan.start)
     if file is None:
         leads, waves = _made(plan, start_us)
+        zones: list[str | None] = [zone for zone, _ in plan.zones] or [None]
         which, lists = carried(np.arange(plan.leads), plan.entries, plan.seed, plan.mix)
     else:
-        leads, waves = _read(file, start_us), [AT_THE_START]
+        coded = Coded.of([lead.time_zone for lead in file])
+        leads, waves, zones = (
+            _read(file, start_us, coded.code.astype(np.intp)),
+            [AT_THE_START],
+            list(coded.values) or [None],
+        )
         carrying = [tuple(triggers.parse(lead.trigger)) for lead in file]
         places = {each: n for n, each in enumerate(dict.fromkeys(carrying))}
         which, lists = np.array([places[each] for each in carrying], np.intp), list(places)
@@ -48,6 +54,7 @@ def world_of(plan: Plan, settings: Settings, file: list[Lead] | None = None) -> 
         leads=leads,
         enrolments=Enrolments.none(),
         waves=waves,
+        zones=zones,
         start_us=start_us,
         tick_us=span_us(plan.tick_s),
         settings=settings,
@@ -119,13 +126,16 @@ def _made(plan: Plan, start_us: int) -> tuple[Leads, list[str]]:
         order = np.lexsort((all_us, there))
         come_us, wave = all_us[order], number[order]
         names = [f"wave {n}" for n in range(1, len(plan.waves) + 1)]
-    return Leads(lead_phones(np.arange(plan.leads)), come_us, wave, np.zeros(plan.leads, np.bool_)), names
+    numbers, nobody = np.arange(plan.leads), np.zeros(plan.leads, np.bool_)
+    zone = zoned(numbers, plan.zones, plan.seed) if plan.zones else np.zeros(plan.leads)
+    return Leads(lead_phones(numbers), come_us, wave, nobody, zone.astype(np.int32)), names
 
 
-def _read(file: list[Lead], start_us: int) -> Leads:
+def _read(file: list[Lead], start_us: int, zone: Indices) -> Leads:
     numbers = np.array([int(lead.phone) for lead in file], np.int64)
     opted_in = np.array([lead.opted_in_at is not None for lead in file], np.bool_)
-    return Leads(numbers, np.full(len(file), start_us, np.int64), np.zeros(len(file), np.int32), opted_in)
+    begin_us, wave = np.full(len(file), start_us, np.int64), np.zeros(len(file), np.int32)
+    return Leads(numbers, begin_us, wave, opted_in, zone.astype(np.int32))
 
 
 def _enrolments(world: World, which: Int64s, lists: list[tuple[str, ...]]) -> Enrolments:

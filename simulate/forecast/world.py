@@ -31,6 +31,8 @@ class Steps:
     """Index of the next step; -1 at the end."""
     delay_us: Int64s
     """Until the next one is due, from the slot on."""
+    window: Indices
+    """Which of the catalogue's send windows holds; -1 for none."""
     key: Int64s
     """Of the step's trigger, for draws."""
     triggers: list[str]
@@ -48,6 +50,7 @@ class Steps:
             np.array(sequences, np.int32),
             catalogue.next_index,
             np.rint(catalogue.delay_h * hour_us).astype(np.int64),
+            catalogue.window[:-1],
             np.array([text_key(trigger) for trigger in catalogue.triggers], np.int64),
             catalogue.triggers,
             [catalogue.sequences[id_].name for id_ in ids],
@@ -63,16 +66,6 @@ class Steps:
             at = np.where(at >= 0, self.following[at], -1)
         return left
 
-    def course_us(self) -> Int64s:
-        """How long after each step the last one of its sequence is due, if nothing waits."""
-        span_us = np.zeros(len(self.following), np.int64)
-        at = np.arange(len(self.following))
-        while (at >= 0).any():
-            further = (at >= 0) & (self.following[at] >= 0)
-            span_us[further] += self.delay_us[at[further]]
-            at = np.where(further, self.following[at], -1)
-        return span_us
-
 
 @dataclass(frozen=True, slots=True)
 class Leads(Columns):
@@ -84,6 +77,8 @@ class Leads(Columns):
     """When they are there."""
     wave: Int32s
     opted_in: NDArray[np.bool_]
+    zone: Int32s
+    """Place of the time zone among those of the world."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +122,8 @@ class World:
     """Those there are, or that are made as soon as their leads come."""
     waves: list[str]
     """Name of each wave."""
+    zones: list[str | None]
+    """Time zones of leads; None: unknown."""
     start_us: int
     tick_us: int
     """Whoever comes is enrolled at the border of such a tick."""

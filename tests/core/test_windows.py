@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from dispatcher.config import Settings
 from dispatcher.core.batches import Coded
 from dispatcher.core.moments import from_datetime, span_us, to_datetime
-from dispatcher.core.windows import DAYS, MIN_OPEN_S, Window, is_zone, next_open, next_open_of
+from dispatcher.core.windows import DAYS, MIN_OPEN_S, Window, is_zone, next_open, next_open_of, next_shut
 
 _STEP_US = span_us(300)
 DAYTIME = Window(time(9), time(20), "Asia/Kuala_Lumpur")
@@ -141,6 +141,21 @@ def test_what_cannot_arrive_before_it_closes_waits_for_the_next_opening() -> Non
     found = next_open(asked, "Asia/Kuala_Lumpur", DAYTIME, deadline_us)
     assert found.tolist() == [asked[0], opens, opens, opens]
     assert next_open(asked, "Asia/Kuala_Lumpur", DAYTIME).tolist() == [*asked[:3], opens]
+
+
+@pytest.mark.parametrize("window", [DAYTIME, OVERNIGHT, WORKDAYS])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+def test_a_window_is_open_until_it_shuts(window: Window, zone: str) -> None:
+    """Every quarter of an hour of the weeks in which Berlin changes its clocks: one walk from border to border."""
+    for start in moments_us("2026-03-27", "2026-10-22"):
+        for moment in range(int(start), int(start) + span_us(6 * 86_400), span_us(900)):
+            shuts = next_shut(moment, zone, window)
+            assert (shuts == moment) == (not is_open(window, ZoneInfo(zone), moment))
+            if shuts > moment:
+                assert is_open(window, ZoneInfo(zone), shuts - 1)
+                assert not is_open(window, ZoneInfo(zone), shuts)
+    opens = int(moments_us("2026-03-27T01:00")[0])
+    assert next_shut(opens, "Asia/Kuala_Lumpur", DAYTIME, 30) == opens + span_us(11 * 3600) - 30
 
 
 def test_a_week_with_nights_in_it_opens_on_its_own_days_only() -> None:

@@ -224,6 +224,21 @@ def test_refusals_take_no_quota_and_rejections_end_the_course(scenario):
     assert (doubt.messages, doubt.completed) == (30, 10)
 
 
+def test_nothing_leaves_while_a_window_is_shut(scenario):
+    window = '{from: "09:00", until: "10:00", time_zone: UTC}'
+    text = ONE.replace("name: One", f"name: One\n    send_window: {window}")
+    outlook = told(scenario(text, "leads.count=30"))
+    # Twenty an hour: ten wait for the next day, and lie before those whose second message is due then.
+    assert by_hour(outlook) == {9: 20, 33: 20, 57: 20, 81: 20, 105: 10}
+    assert outlook.completed == 30
+    assert hour(outlook.waves[0].first_us) == 9
+    assert outlook.demand.tolist() == [30, 30, 30]
+    east = told(scenario(text, "leads.count=30", "leads.time_zones=[{zone: Asia/Kuala_Lumpur}]"))
+    assert min(by_hour(east)) == 1  # nine o'clock there
+    never = told(scenario(text, "events=[{at_h: 1, pause: {sequence: One}}]"))
+    assert (never.messages, never.left) == (0, 40)
+
+
 # How many devices ------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,14 @@ def compare(done: Rehearsed, told: Outlook, share: float) -> None:
     assert apart.max() <= share * len(slot_us), (int(apart.max()), int(apart.argmax()), len(slot_us))
 
 
+def test_windows_and_changed_clocks_are_foreseen(world):
+    small = ("devices.count=2", "leads.count=1200", "shards=2", "tick_s=120")
+    planned_ = planned(EXAMPLES / "four_zones.yaml", *small)
+    done, told = world.play(planned_), forecast(world_of(planned_, SETTINGS))
+    compare(done, told, 0.01)
+    assert (told.completed, told.messages) == (done.outcome.completed, done.outcome.sends)
+
+
 def test_trouble_of_every_kind_is_foreseen(world, tmp_path):
     path = tmp_path / "rough.yaml"
     path.write_text(ROUGH)

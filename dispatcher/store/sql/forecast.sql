@@ -2,12 +2,13 @@
 
 -- name: waiting
 -- Live enrolments that wait or are claimed: which lead, by which entry, at which step, on which
--- device, from when on. $1: the triggers of all steps; what stands at another one goes nowhere.
+-- device, from when on, in which time zone. $1: the triggers of all steps; what stands at another one goes nowhere.
 WITH step AS (SELECT * FROM unnest($1::text[]) WITH ORDINALITY s(trigger, place)),
 found AS (
     SELECT c.lead_id, e.place AS entry, s.place AS step, coalesce(d.number, -1) AS device,
-           c.next_trigger_time AS due, c.enrolled_at::date - date '2000-01-01' AS day
+           c.next_trigger_time AS due, coalesce(l.time_zone, '') AS zone, c.enrolled_at::date - date '2000-01-01' AS day
     FROM sequence_contacts c
+    JOIN leads l ON l.id = c.lead_id
     JOIN step s ON s.trigger = c.current_trigger
     JOIN step e ON e.trigger = c.entry_trigger
     LEFT JOIN devices d ON d.id = c.home_device_id
@@ -16,7 +17,8 @@ found AS (
 )
 SELECT string_agg(int8send(lead_id), '') AS lead, string_agg(int4send(entry::integer - 1), '') AS entry,
        string_agg(int4send(step::integer - 1), '') AS step, string_agg(int4send(device), '') AS device,
-       string_agg(timestamptz_send(due), '') AS due, string_agg(int4send(day), '') AS day
+       string_agg(timestamptz_send(due), '') AS due, string_agg(int4send(day), '') AS day,
+       string_agg(zone, ',') AS zone
 FROM found;
 
 -- name: sent_since
