@@ -94,7 +94,7 @@ async def test_a_shard_hears_over_http_what_it_hears_directly(referees, tmp_path
     async with sending(listening) as sender:
         for attempt in (1, 2):  # what was accepted is a repeat the second time
             batch = outgoing(200, attempt)
-            assert await told(sender, batch) == await told(RefereeSender(Remote(direct)), batch)
+            assert await told(sender, batch) == await told(RefereeSender(Remote(direct).submit.remote), batch)
     receipts = [read(tmp_path / name, each.steps()) for name, each in zip(("direct", "http"), referees, strict=True)]
     assert receipts[0].sha256({7: "seven"}) == receipts[1].sha256({7: "seven"})
     by_key = [np.sort(each.rows, order=["key", "attempt"]) for each in receipts]

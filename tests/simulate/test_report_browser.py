@@ -211,7 +211,7 @@ def test_a_browser_draws_everything_logs_nothing_and_asks_nobody(left, dark, wid
 def test_the_tables_sum_up_to_the_figures(left):
     figures = json.loads((left / "run.json").read_text())
     tables = {path.stem: pl.read_parquet(path) for path in (left / "tables").iterdir()}
-    assert tables.keys() == {"sends", "device_minutes", "sequence_minutes", "faults"}
+    assert tables.keys() == {"sends", "device_minutes", "sequence_minutes", "devices", "faults"}
     sends = tables["sends"]
     assert len(sends) == figures["sends"] > 2000
     assert {name: tables[name]["sends"].sum() for name in ("device_minutes", "sequence_minutes")} == {
