@@ -8,8 +8,8 @@ the sandbox keeps templates away from Python, but does not keep them from fillin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, wraps
 from itertools import islice
 from typing import Any, Final
 
@@ -24,10 +24,18 @@ TEXT_CHARACTERS: Final = 4096
 
 TEMPLATE_CHARACTERS: Final = 4 * TEXT_CHARACTERS
 
+_DEPTH: Final = 100
+"""How deep a template may be nested: everything that reads its syntax tree is recursive."""
+_PARTS: Final = 3000
+"""Most nodes of a syntax tree: compiling takes a tenth of a millisecond each."""
+_PIECES: Final = 16
+"""Pieces of text that are held before their length is looked at: each may be as long as a lead's attribute."""
+
 _END: Final = "\0"
 """Ends each text of a batch; PostgreSQL stores it in no text."""
 
-_FILTERS: Final = ("upper", "lower", "title", "capitalize", "default", "trim", "truncate", "replace")
+_REWRITING: Final = ("upper", "lower", "title", "capitalize", "trim")
+_FILTERS: Final = (*_REWRITING, "default", "truncate", "replace")
 _TESTS: Final = ("defined", "undefined")
 _ALLOWED: Final = (
     nodes.Output,
@@ -46,6 +54,7 @@ _ALLOWED: Final = (
     nodes.Not,
 )
 _TOO_LONG: Final = f"the text has more than {TEXT_CHARACTERS} characters"
+_TOO_DEEP: Final = "it is nested too deeply, or a number is too long"
 _ADVICE: Final = f"use variables, if/else and the filters {', '.join(_FILTERS)}"
 
 
@@ -63,17 +72,36 @@ _FAILURES: Final = (JinjaError, TypeError, ValueError, AssertionError, Arithmeti
 
 def _replace(value: object, old: object, new: object, count: int = -1) -> str:
     """Jinja's ``replace``, bounded: a chain of them would multiply."""
-    text, before, after = str(value), str(old), str(new)
+    text, before, after = _bounded(value, TEMPLATE_CHARACTERS), str(old), str(new)
     times = text.count(before) if count < 0 else min(text.count(before), count)
     if len(text) + times * (len(after) - len(before)) > TEMPLATE_CHARACTERS:
         raise RenderError(f"a replacement gives more than {TEMPLATE_CHARACTERS} characters")
     return text.replace(before, after, count)
 
 
+def _rewriting(filter_: Callable[..., str]) -> Callable[..., str]:
+    """A filter of Jinja's, bounded: ``title`` takes time quadratic in the length of a text, and all make a copy."""
+
+    @wraps(filter_)
+    def bounded(value: object, *arguments: Any) -> str:
+        return filter_(_bounded(value, TEXT_CHARACTERS), *arguments)
+
+    return bounded
+
+
+def _bounded(value: object, most: int) -> str:
+    text = str(value)
+    if len(text) > most:
+        raise RenderError(f"a filter is given more than {most} characters")
+    return text
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     # Plain text, not HTML: nothing is escaped.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters = {name: environment.filters[name] for name in _FILTERS} | {"replace": _replace}
+    given = {name: environment.filters[name] for name in _FILTERS}
+    bounded = {name: _rewriting(given[name]) for name in _REWRITING} | {"replace": _replace}
+    environment.filters = given | bounded
     environment.tests = {name: environment.tests[name] for name in _TESTS}
     environment.globals.clear()
     return environment
@@ -111,7 +139,7 @@ class Template:
     """The fields it prints or asks for."""
 
     def __init__(self, text: str) -> None:
-        parsed = _parse(text)
+        parsed = parse(text)
         self.constant, self.reads = None, tuple(sorted({name.name for name in parsed.find_all(nodes.Name)}))
         pieces = list(parsed.find_all(nodes.Expr))
         plain = [piece.data for piece in pieces if isinstance(piece, nodes.TemplateData)]
@@ -215,7 +243,7 @@ def _unsendable(text: str) -> str | None:
 def _joined(pieces: Iterator[str], most: int) -> str:
     """All ``pieces`` as one text, given up before it is built when it has more than ``most`` characters."""
     kept: list[str] = []
-    while some := list(islice(pieces, TEXT_CHARACTERS)):
+    while some := list(islice(pieces, _PIECES)):
         kept += some
         most -= sum(map(len, some))
         if most < 0:
@@ -239,8 +267,12 @@ def _constant(text: str) -> str:
     return text
 
 
-def _parse(text: str) -> nodes.Template:
-    """The syntax tree, with nothing in it that is not allowed."""
+def parse(text: str) -> nodes.Template:
+    """The syntax tree, with nothing in it that is not allowed.
+
+    Raises:
+        TemplateError: it is no template, or uses what is not allowed.
+    """
     if len(text) > TEMPLATE_CHARACTERS:
         raise TemplateError("message text", f"it has {len(text)} characters", f"at most {TEMPLATE_CHARACTERS} fit")
     if _END in text or not _encodes(text):
@@ -250,11 +282,28 @@ def _parse(text: str) -> nodes.Template:
     except TemplateSyntaxError as error:
         raise TemplateError(f"message text, line {error.lineno}", error.message or "is no template") from None
     except (ValueError, RecursionError):
-        raise TemplateError("message text", "it is nested too deeply, or a number is too long") from None
-    for node in parsed.find_all(nodes.Node):
+        raise TemplateError("message text", _TOO_DEEP) from None
+    for node in _nodes(parsed):
         if problem := _forbidden(node):
             raise TemplateError(f"message text, line {node.lineno}", problem, _ADVICE)
     return parsed
+
+
+def _nodes(parsed: nodes.Template) -> Iterator[nodes.Node]:
+    """Every node, those above before those below.
+
+    Raises:
+        TemplateError: they are too many, or nested too deeply.
+    """
+    level, parts = list(parsed.iter_child_nodes()), 0
+    for _ in range(_DEPTH):
+        yield from level
+        parts += len(level)
+        level = [below for node in level for below in node.iter_child_nodes()]
+    if level:
+        raise TemplateError("message text", _TOO_DEEP)
+    if parts > _PARTS:
+        raise TemplateError("message text", f"it has {parts} parts", f"at most {_PARTS} fit; print fewer variables")
 
 
 def _encodes(text: str) -> bool:
