@@ -19,6 +19,7 @@ from dispatcher.cli import main as command_line
 from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.messages import Template
 from dispatcher.errors import GraphError, InputError, RefusedError
+from dispatcher.intake.plan import plan
 from dispatcher.intake.sequence_file import load
 from dispatcher.intake.sequences import Changes, apply
 from dispatcher.intake.unmatched import Unmatched, find_unmatched
@@ -212,7 +213,7 @@ async def test_applying_creates_everything_and_twice_changes_nothing(connection)
     wanted = [sequence("A", "a1", "a2"), sequence("B", "b1", reentry="never", sender_policy="strict")]
     created = ["sequence 'A'", "step 'a1' of 'A'", "step 'a2' of 'A'", "sequence 'B'", "step 'b1' of 'B'"]
     before = await versions(connection)
-    assert await apply(connection, wanted, dry_run=True) == Changes(created=created)
+    assert (await plan(connection, wanted)).changes == Changes(created=created)
     assert await versions(connection) == before
     assert await apply(connection, wanted) == Changes(created=created)
     assert await stored(connection) == wanted
@@ -234,7 +235,7 @@ async def test_only_what_differs_is_written_and_the_change_is_told(connection):
         removed=["step 'a2' of 'A'"],
         unchanged=["step 'a3' of 'A'"],
     )
-    assert await apply(connection, [wanted], dry_run=True) == expected
+    assert (await plan(connection, [wanted])).changes == expected
     assert await versions(connection) == before
     assert await apply(connection, [wanted]) == expected
     by_trigger = {s.trigger: s for each in await stored(connection) for s in each.steps}

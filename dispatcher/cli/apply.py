@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run
+from dispatcher.cli.common import DatabaseUrl, DataDir, database, run
+from dispatcher.cli.plan import plan, show_changes
 from dispatcher.intake import sequences
 from dispatcher.intake.sequence_file import load
 
@@ -17,7 +18,9 @@ app = typer.Typer()
 @app.command(epilog="Example: dripline apply examples/fitness.yaml examples/crypto.yaml --dry-run")
 def apply(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files with sequences.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="What sequences plan does: say what would change, and write nothing.")
+    ] = False,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -26,14 +29,13 @@ def apply(
     A sequence is found by its name, a step by its trigger. Steps gone from a file are removed, unless somebody still
     stands at one. A paused sequence is active again unless its file says active: false.
     """
+    if dry_run:
+        plan(files, database_url, data_dir)
+        return
     wanted = [sequence for file in files for sequence in load(file)]
 
     async def body() -> sequences.Changes:
         async with database(database_url, data_dir) as connection:
-            return await sequences.apply(connection, wanted, dry_run)
+            return await sequences.apply(connection, wanted)
 
-    changes = run(body())
-    for verb in ("created", "updated", "removed"):
-        for line in getattr(changes, verb):
-            out.out(f"{'would be ' if dry_run else ''}{verb}: {line}")
-    out.out(f"unchanged: {len(changes.unchanged)} of {changes.total} sequences and steps")
+    show_changes(run(body()))

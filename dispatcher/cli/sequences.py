@@ -1,4 +1,4 @@
-"""``dripline sequences``: what there is, and switching it off and on."""
+"""``dripline sequences``: what there is, switching it off and on, and looking at files before they are applied."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
+from dispatcher.cli.lint import lint
+from dispatcher.cli.plan import plan
+from dispatcher.cli.preview import preview
 from dispatcher.core.graph import problems
 from dispatcher.intake.sequences import count_enrolments, switch
 from dispatcher.store.registry import read_sequences
 
 app = typer.Typer(
-    help="List, pause and resume sequences.",
+    help="Check, list, pause and resume sequences.",
     no_args_is_help=True,
     epilog="Example: dripline sequences list",
 )
+
+app.command(epilog="Example: dripline sequences lint examples --strict")(lint)
+app.command(epilog="Example: dripline sequences preview examples/crypto.yaml --set name=Ann --set city=Paris")(preview)
+app.command(epilog="Example: dripline sequences plan examples/fitness.yaml examples/crypto.yaml")(plan)
 
 Which = Annotated[str, typer.Argument(metavar="NAME_OR_ID", help="Its name, or its id where names repeat.")]
 

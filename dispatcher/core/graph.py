@@ -65,6 +65,8 @@ class _Finding:
     trigger: str | None
     problem: str
     advice: str
+    field: str = "trigger"
+    """The field of the step that is to blame."""
 
     def __str__(self) -> str:
         return self.problem if self.trigger is None else f"step {_short(self.trigger)}: {self.problem}"
@@ -72,7 +74,20 @@ class _Finding:
 
 def problems(sequence: Sequence) -> list[str]:
     """All that keeps ``sequence`` from being followed, a line each with the step named; empty when sound."""
-    return [str(finding) for finding in _findings(sequence)]
+    return [str(finding) for finding in findings(sequence)]
+
+
+def way_from(sequence: Sequence, entry: Step) -> list[tuple[Step, int]]:
+    """The steps a lead gets that enters at ``entry``, each with the hours since the entry; a circle once round."""
+    steps = {step.trigger: step for step in reversed(sequence.steps)}
+    way: dict[str, tuple[Step, int]] = {}
+    at: Step | None = entry
+    after_h = 0
+    while at is not None and at.trigger not in way:
+        way[at.trigger] = (at, after_h)
+        after_h += at.delay_h
+        at = steps.get(at.next_trigger or "")
+    return list(way.values())
 
 
 def check(sequence: Sequence) -> None:
@@ -81,14 +96,15 @@ def check(sequence: Sequence) -> None:
     Raises:
         GraphError: the first of its problems; the subject names the sequence and the step.
     """
-    for finding in _findings(sequence):
+    for finding in findings(sequence):
         subject = f"sequence {_short(sequence.name)}"
         if finding.trigger is not None:
             subject += f", step {_short(finding.trigger)}"
         raise GraphError(subject, finding.problem, finding.advice)
 
 
-def _findings(sequence: Sequence) -> Iterator[_Finding]:
+def findings(sequence: Sequence) -> Iterator[_Finding]:
+    """The same, with the step and the field apart."""
     if not sequence.steps:
         yield _Finding(None, "it has no steps", "add at least one entry step")
         return
@@ -101,12 +117,14 @@ def _findings(sequence: Sequence) -> Iterator[_Finding]:
     for step in sequence.steps:
         if step.next_trigger is not None and step.next_trigger not in following:
             problem = f"its next trigger {_short(step.next_trigger)} is no step of this sequence"
-            yield _Finding(step.trigger, problem, "add that step, or leave the next trigger out to end here")
+            yield _Finding(
+                step.trigger, problem, "add that step, or leave the next trigger out to end here", "next_trigger"
+            )
     for cycle in _cycles(following):
         route = " -> ".join(_short(trigger) for trigger in cycle[:_NAMES_SHOWN])
         more = f" -> {len(cycle) - _NAMES_SHOWN} more" if len(cycle) > _NAMES_SHOWN else ""
         problem = f"its steps go round in a circle: {route}{more} -> {_short(cycle[0])}"
-        yield _Finding(cycle[0], problem, "let the last step have no next trigger")
+        yield _Finding(cycle[0], problem, "let the last step have no next trigger", "next_trigger")
     if not any(step.is_entry for step in sequence.steps):
         yield _Finding(None, "it has no entry step", "mark the step that leads start at as the entry")
 
@@ -122,16 +140,20 @@ def _step_findings(step: Step) -> Iterator[_Finding]:
     if len(trigger) > TRIGGER_CHARACTERS:
         yield _Finding(trigger, f"its trigger has {len(trigger)} characters", f"at most {TRIGGER_CHARACTERS} fit")
     if not step.message_text.strip():
-        yield _Finding(trigger, "its message text is empty", "write what it shall say")
+        yield _Finding(trigger, "its message text is empty", "write what it shall say", "message_text")
     else:
         try:
             compiled(step.message_text)
         except TemplateError as error:
-            yield _Finding(trigger, str(error), "")
+            yield _Finding(trigger, str(error), "", "message_text")
     if step.delay_h < MIN_DELAY_H:
-        yield _Finding(trigger, f"its delay is {step.delay_h} hours", f"at least {MIN_DELAY_H} hour is needed")
+        yield _Finding(
+            trigger, f"its delay is {step.delay_h} hours", f"at least {MIN_DELAY_H} hour is needed", "delay_h"
+        )
     if step.delay_h > MAX_DELAY_H:
-        yield _Finding(trigger, f"its delay is {step.delay_h} hours", f"at most {MAX_DELAY_H} hours make sense")
+        yield _Finding(
+            trigger, f"its delay is {step.delay_h} hours", f"at most {MAX_DELAY_H} hours make sense", "delay_h"
+        )
 
 
 def _following(sequence: Sequence) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ used, and an error names the file, the line, the sequence and the step.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -119,7 +119,7 @@ def load(path: Path) -> list[Sequence]:
     try:
         entries = SequenceFile.model_validate(file.content).sequences
     except ValidationError as error:
-        raise _telling(file, error) from None
+        raise _telling(file, Finding.first(error, SequenceFile, file.content)) from None
     sequences = [entry.sequence() for entry in entries]
     try:
         verify(sequences)
@@ -136,29 +136,37 @@ def verify(sequences: Iterable[Sequence]) -> None:
         InputError: the subject names the sequence and the step.
         GraphError: likewise, when the steps are to blame.
     """
-    names: set[str] = set()
-    owners: dict[str, str] = {}
+    sequences = list(sequences)
     for sequence in sequences:
         check(sequence)
+    for _, _, clash in clashes(sequences):
+        raise clash
+
+
+def clashes(sequences: Iterable[Sequence]) -> Iterator[tuple[int, int | None, InputError]]:
+    """Names and triggers that stood before in another of ``sequences``: which sequence, which step, and the error."""
+    names: set[str] = set()
+    owners: dict[str, str] = {}
+    for place, sequence in enumerate(sequences):
+        subject = f"sequence {sequence.name!r}"
         if sequence.name in names:
-            raise InputError(f"sequence {sequence.name!r}", "this name stands twice", "rename one of them")
+            yield place, None, InputError(subject, "this name stands twice", "rename one of them")
         names.add(sequence.name)
-        for step in sequence.steps:
+        for number, step in enumerate(sequence.steps):
             if owner := owners.get(step.trigger):
-                subject = f"sequence {sequence.name!r}, step {step.trigger!r}"
-                raise GraphError(subject, f"sequence {owner!r} has a step with this trigger", ONE_TRIGGER)
-            owners[step.trigger] = sequence.name
+                problem = f"sequence {owner!r} has a step with this trigger"
+                yield place, number, GraphError(f"{subject}, step {step.trigger!r}", problem, ONE_TRIGGER)
+        owners |= dict.fromkeys((step.trigger for step in sequence.steps), sequence.name)
 
 
 ONE_TRIGGER: Final = "a trigger belongs to one step; rename one of them"
 
 
-_REENTRY: Final = "it is after_exit, never or an interval such as {after: 720h}"
+REENTRY: Final = "it is after_exit, never or an interval such as {after: 720h}"
 
 
-def _telling(file: YamlFile, error: ValidationError) -> InputError:
+def _telling(file: YamlFile, found: Finding) -> InputError:
     """One finding of pydantic as a line that names file, line, sequence, step and field."""
-    found = Finding.first(error, SequenceFile, file.content)
     subject, at = [file.place((*found.keys, *filter(None, [found.unknown])))], file.content
     fields: list[str] = []
     for key in found.keys:
@@ -170,6 +178,6 @@ def _telling(file: YamlFile, error: ValidationError) -> InputError:
         else:
             fields.append(key)
     if "reentry" in fields:
-        return InputError(", ".join(subject), "reentry cannot be understood", _REENTRY)
+        return InputError(", ".join(subject), "reentry cannot be understood", REENTRY)
     name = fields[-1] if fields and found.unknown is None else ""
     return InputError(", ".join(subject), f"{name}: {found.problem}" if name else found.problem, found.advice)

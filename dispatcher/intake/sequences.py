@@ -17,7 +17,7 @@ from dispatcher.store.statements import statements
 
 @dataclass(slots=True)
 class Changes:
-    """What an apply did, or in a dry run would do: sequences and steps, a line each."""
+    """What an apply did, or would do: sequences and steps, a line each."""
 
     created: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Changes:
 
 
 @dataclass(slots=True)
-class _Work:
+class Work:
     """One sequence: what it shall be and what it is."""
 
     wanted: Sequence
@@ -50,10 +50,10 @@ class _Work:
     @property
     def own(self) -> dict[str, tuple[object, object]]:
         """What differs beside the steps: field name, was, shall be."""
-        return _differences(self.stored, self.wanted, ("id", "steps"))
+        return differences(self.stored, self.wanted, ("id", "steps"))
 
 
-async def apply(connection: asyncpg.Connection, sequences: Items[Sequence], dry_run: bool = False) -> Changes:
+async def apply(connection: asyncpg.Connection, sequences: Items[Sequence]) -> Changes:
     """Make the stored sequences of these names say what ``sequences`` say; others stay as they are.
 
     A sequence is found by its name, a step by its trigger. Steps that ``sequences`` no longer have are
@@ -63,35 +63,44 @@ async def apply(connection: asyncpg.Connection, sequences: Items[Sequence], dry_
         InputError: see ``sequence_file.verify``; or a name or trigger is taken. Nothing is written.
         RefusedError: a step is gone at which enrolments stand. Nothing is written.
     """
-    verify(sequences)
     sql = statements("intake")
     async with connection.transaction():
         await connection.execute(sql["lock_sequences"])
-        stored = await read_sequences(connection)
-        works = [_work(sequence, stored) for sequence in sequences]
-        _check_triggers(works, stored)
+        works = compare(sequences, await read_sequences(connection))
         for work in works:
-            await _check_removed(connection, work)
-        if not dry_run:
-            # Removals first: a trigger may move from one sequence to another.
-            for work in works:
-                if work.removed:
-                    await connection.execute(sql["delete_steps"], work.removed)
-            for work in works:
-                await _write(connection, work)
-    return _changes(works)
+            for refusal in await refusals(connection, work):
+                raise refusal
+        # Removals first: a trigger may move from one sequence to another.
+        for work in works:
+            if work.removed:
+                await connection.execute(sql["delete_steps"], work.removed)
+        for work in works:
+            await _write(connection, work)
+    return changes(works)
 
 
-def _work(wanted: Sequence, stored: Items[Sequence]) -> _Work:
+def compare(sequences: Items[Sequence], stored: Items[Sequence]) -> list[Work]:
+    """Each of ``sequences`` beside the one of ``stored`` that it is to replace.
+
+    Raises:
+        InputError: as ``apply``.
+    """
+    verify(sequences)
+    works = [_work(sequence, stored) for sequence in sequences]
+    _check_triggers(works, stored)
+    return works
+
+
+def _work(wanted: Sequence, stored: Items[Sequence]) -> Work:
     found = [sequence for sequence in stored if sequence.name == wanted.name]
     if len(found) > 1:
         ids = " and ".join(str(sequence.id) for sequence in found)
         problem = f"{len(found)} sequences have this name in the database (ids {ids})"
         raise InputError(f"sequence {wanted.name!r}", problem, "rename all but one with UPDATE sequences SET name")
-    return _Work(wanted, found[0] if found else None)
+    return Work(wanted, found[0] if found else None)
 
 
-def _check_triggers(works: list[_Work], stored: Items[Sequence]) -> None:
+def _check_triggers(works: list[Work], stored: Items[Sequence]) -> None:
     """Refuse triggers of steps of other sequences that stay."""
     freed = {trigger for work in works for trigger in work.removed}
     owner = {step.trigger: sequence for sequence in stored for step in sequence.steps}
@@ -103,18 +112,27 @@ def _check_triggers(works: list[_Work], stored: Items[Sequence]) -> None:
                 raise GraphError(subject, f"sequence {other.name!r} has a step with this trigger", ONE_TRIGGER)
 
 
-async def _check_removed(connection: asyncpg.Connection, work: _Work) -> None:
-    if work.stored is None or not work.removed:
-        return
-    for row in await connection.fetch(statements("intake")["standing_at"], work.stored.id, work.removed):
-        raise RefusedError(
-            f"sequence {work.wanted.name!r}, step {row['current_trigger']!r}",
-            f"it is gone from the file, but {row['live']} live enrolments stand at it",
+async def refusals(connection: asyncpg.Connection, work: Work) -> list[RefusedError]:
+    """Steps that may not be removed, because enrolments stand at them."""
+    return [
+        RefusedError(
+            f"sequence {work.wanted.name!r}, step {trigger!r}",
+            f"it is gone from the file, but {live} live enrolments stand at it",
             "keep the step until they have moved on",
         )
+        for trigger, live in (await standing(connection, work, work.removed)).items()
+    ]
 
 
-async def _write(connection: asyncpg.Connection, work: _Work) -> None:
+async def standing(connection: asyncpg.Connection, work: Work, triggers: list[str]) -> dict[str, int]:
+    """Live enrolments that wait for, or are at, each of these stored steps; steps without any are absent."""
+    if work.stored is None or not triggers:
+        return {}
+    rows = await connection.fetch(statements("intake")["standing_at"], work.stored.id, triggers)
+    return {row["current_trigger"]: row["live"] for row in rows}
+
+
+async def _write(connection: asyncpg.Connection, work: Work) -> None:
     sql, wanted, stored = statements("intake"), work.wanted, work.stored
     row = (
         wanted.name,
@@ -146,32 +164,32 @@ async def _write(connection: asyncpg.Connection, work: _Work) -> None:
         )
 
 
-def _changes(works: list[_Work]) -> Changes:
-    changes = Changes()
+def changes(works: Items[Work]) -> Changes:
+    """What differs, told."""
+    told = Changes()
     for work in works:
-        _note(changes, f"sequence {work.wanted.name!r}", work.stored, work.own)
+        _note(told, f"sequence {work.wanted.name!r}", work.stored, work.own)
         for step in work.wanted.steps:
             was = work.there.get(step.trigger)
-            _note(changes, f"step {step.trigger!r} of {work.wanted.name!r}", was, _differences(was, step))
-        changes.removed += [f"step {trigger!r} of {work.wanted.name!r}" for trigger in work.removed]
-    return changes
+            _note(told, f"step {step.trigger!r} of {work.wanted.name!r}", was, differences(was, step))
+        told.removed += [f"step {trigger!r} of {work.wanted.name!r}" for trigger in work.removed]
+    return told
 
 
-def _note(
-    changes: Changes, what: str, was: Sequence | Step | None, differences: dict[str, tuple[object, object]]
-) -> None:
+def _note(told: Changes, what: str, was: Sequence | Step | None, differing: dict[str, tuple[object, object]]) -> None:
     if was is None:
-        changes.created.append(what)
-    elif differences:
-        details = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
-        changes.updated.append(f"{what} ({details})")
+        told.created.append(what)
+    elif differing:
+        details = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differing.items())
+        told.updated.append(f"{what} ({details})")
     else:
-        changes.unchanged.append(what)
+        told.unchanged.append(what)
 
 
-def _differences(
+def differences(
     was: Sequence | Step | None, shall_be: Sequence | Step, ignored: tuple[str, ...] = ()
 ) -> dict[str, tuple[object, object]]:
+    """The fields that change: was, shall be; none of what is new."""
     if was is None:
         return {}
     pairs = {

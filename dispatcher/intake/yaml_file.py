@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from dispatcher.errors import InputError
 
@@ -131,20 +132,29 @@ class Finding:
     @classmethod
     def first(cls, error: ValidationError, model: type[BaseModel], content: Any) -> Finding:
         """The finding a person should read first: a mistyped key before what follows from it."""
-        worst = min(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
-        keys, known = _walk(worst["loc"], model, content)
-        if worst["type"] == "extra_forbidden":
+        return cls.all(error, model, content)[0]
+
+    @classmethod
+    def all(cls, error: ValidationError, model: type[BaseModel], content: Any) -> list[Finding]:
+        """Every finding, mistyped keys first."""
+        found = sorted(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
+        return [cls._of(each, model, content) for each in found]
+
+    @classmethod
+    def _of(cls, said: ErrorDetails, model: type[BaseModel], content: Any) -> Finding:
+        keys, known = _walk(said["loc"], model, content)
+        if said["type"] == "extra_forbidden":
             *above, name = keys
             fields = [field.alias or key for key, field in known.model_fields.items()]
             near = difflib.get_close_matches(str(name), fields, 1)
             advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
             return cls(tuple(above), f"unknown key {name!r}", advice, str(name))
-        if worst["type"] in ("model_type", "model_attributes_type"):
+        if said["type"] in ("model_type", "model_attributes_type"):
             return cls(keys, "a mapping of keys to values belongs here")
-        context = worst.get("ctx") or {}
+        context = said.get("ctx") or {}
         return cls(
             (*keys, *context.get("keys", ())),
-            worst["msg"][:1].lower() + worst["msg"][1:],
+            said["msg"][:1].lower() + said["msg"][1:],
             str(context.get("advice", "")),
         )
 

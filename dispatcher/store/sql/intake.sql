@@ -44,7 +44,18 @@ SELECT pg_advisory_xact_lock(hashtextextended('dripline apply', 0));
 -- name: standing_at
 SELECT current_trigger, count(*) AS live FROM sequence_contacts
 WHERE sequence_id = $1 AND status IN ('active', 'in_doubt') AND current_trigger = ANY ($2::text[])
-GROUP BY current_trigger ORDER BY current_trigger LIMIT 1;
+GROUP BY current_trigger ORDER BY current_trigger;
+
+-- name: would_enrol
+-- Leads that a newly opened entry enrols at once, by the rules of enrol. $1 its trigger, $2 the sequence (NULL: a new
+-- one), $3 whether it requires an opt-in, $4 its re-entry, $5 the interval in hours. Reads every lead.
+SELECT count(*) FROM leads l
+WHERE strpos(l.trigger, $1) > 0 AND EXISTS (SELECT FROM dripline_tokens(l.trigger) t(token) WHERE t.token = $1)
+  AND l.opted_out_at IS NULL AND NOT ($3::boolean AND l.opted_in_at IS NULL)
+  AND NOT EXISTS (
+      SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = $2
+      AND (c.status IN ('active', 'in_doubt') OR $4::text = 'never' OR (c.trigger_kept AND c.entry_trigger = $1)
+           OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())));
 
 -- name: delete_steps
 DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
@@ -68,6 +79,17 @@ ORDER BY place
 ON CONFLICT (trigger) DO UPDATE SET message_text = excluded.message_text, next_trigger = excluded.next_trigger,
     trigger_delay_hours = excluded.trigger_delay_hours, day_number = excluded.day_number,
     is_entry_point = excluded.is_entry_point, media_url = excluded.media_url;
+
+-- name: lead_attributes
+-- Leads by what a message may print of them; all leads stand under NULL. Reads every lead.
+SELECT key, count(*) AS leads
+FROM leads l CROSS JOIN LATERAL (
+    SELECT NULL AS key
+    UNION ALL
+    SELECT 'name' WHERE l.name <> ''
+    UNION ALL
+    SELECT a.key FROM jsonb_each_text(l.attributes) a WHERE a.value <> '' AND a.key NOT IN ('name', 'phone')) k
+GROUP BY key;
 
 -- name: switch_sequence
 UPDATE sequences SET is_active = $2 WHERE id = $1 AND is_active <> $2;
