@@ -139,6 +139,8 @@ def test_files_clash_and_a_folder_is_searched_for_sequence_files(tmp_path, dripl
         [f"{clash} - a trigger belongs to one step; rename one of them", "2 files: 1 errors, 0 warnings"],
         f"{other}: no sequence file\n",
     )
+    written(tmp_path, "sequences: []", ".hidden.yaml")
+    assert dripline("sequences", "lint", first, tmp_path, second)[1:] == (shown, remarks)
     assert dripline("sequences", "lint", first)[:2] == (0, "1 files: 0 errors, 0 warnings\n")
     assert dripline("sequences", "lint", other)[0] == 1
 
@@ -291,6 +293,12 @@ def on_database(url: str, body: Callable[[asyncpg.Connection], Awaitable[object]
 
 
 def test_the_leads_of_a_database_are_previewed_and_held_against(database_url, tmp_path, dripline):
+    nobody = dripline("sequences", "lint", EXAMPLES / "fitness.yaml", "--with-leads", "--database-url", database_url)
+    assert nobody[0::2] == (
+        2,
+        "reading the attributes of all leads\n"
+        "error: --with-leads: there are no leads in the database - leave it out, or import leads first\n",
+    )
     leads = """INSERT INTO leads (phone, name, attributes) VALUES
         ('60123456789', 'Ann', '{"age": 42, "city": "Paris"}'), ('60123456780', NULL, '{"age": 1, "city": ""}')"""
     on_database(database_url, lambda connection: connection.execute(leads))

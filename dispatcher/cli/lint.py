@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, err, out, require_writable, run
+from dispatcher.errors import InputError
 from dispatcher.intake.lint import Attributes, Remark, sequence_files
 from dispatcher.intake.lint import lint as remarks_on
 from dispatcher.store.statements import statements
@@ -57,6 +58,8 @@ async def _attributes(database_url: str | None, data_dir: Path | None) -> Attrib
     async with database(database_url, data_dir) as connection:
         err.out("reading the attributes of all leads")
         rows = await connection.fetch(statements("intake")["lead_attributes"])
+    if not rows:
+        raise InputError("--with-leads", "there are no leads in the database", "leave it out, or import leads first")
     having = {row["key"]: row["leads"] for row in rows}
     return Attributes(leads=having.pop(None), having=having)
 

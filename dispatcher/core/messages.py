@@ -28,7 +28,7 @@ _DEPTH: Final = 100
 """How deep a template may be nested: everything that reads its syntax tree is recursive."""
 _PARTS: Final = 3000
 """Most nodes of a syntax tree: compiling takes a tenth of a millisecond each."""
-_PIECES: Final = 16
+_PIECES: Final = 64
 """Pieces of text that are held before their length is looked at: each may be as long as a lead's attribute."""
 
 _END: Final = "\0"

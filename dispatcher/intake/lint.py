@@ -21,12 +21,11 @@ from dispatcher.core.guards import needs
 from dispatcher.core.messages import TEXT_CHARACTERS, TemplateError, compiled, parse
 from dispatcher.errors import InputError
 from dispatcher.intake.sequence_file import REENTRY, SequenceEntry, SequenceFile, clashes
-from dispatcher.intake.yaml_file import Finding, Keys, YamlFile, read
+from dispatcher.intake.yaml_file import Finding, Keys, YamlFile, read, yaml_files
 
 YEAR_H: Final = 366 * 24
 NEAR_CHARACTERS: Final = TEXT_CHARACTERS * 9 // 10
 
-_ENDINGS: Final = (".yaml", ".yml")
 _KEY_OF: Final = {"message_text": "text", "next_trigger": "next", "delay_h": "delay_hours"}
 _FIELDS: Final = ("name", "phone")
 _COLUMNS: Final = ("id", "niche", "trigger", "time_zone", "home_device_id", "opted_in_at", "opted_out_at", "created_at")
@@ -77,11 +76,15 @@ def sequence_files(paths: Rows[Path]) -> tuple[list[YamlFile], list[InputError],
     files: list[YamlFile] = []
     unreadable: list[InputError] = []
     others: list[Path] = []
+    seen: set[Path] = set()
     for path in paths:
-        below = sorted(each for each in path.rglob("*") if each.suffix in _ENDINGS) if path.is_dir() else [path]
-        if not below:
-            unreadable.append(InputError(str(path), "there is no YAML file in this folder", "name a sequence file"))
-        for each in below:
+        try:
+            below = yaml_files(path, "name a sequence file")
+        except InputError as error:
+            unreadable.append(error)
+            continue
+        for each in [each for each in below if each.resolve() not in seen]:
+            seen.add(each.resolve())
             try:
                 file = read(each)
             except InputError as error:

@@ -66,6 +66,21 @@ def read(path: Path) -> YamlFile:
         raise InputError(str(path), f"not YAML: {error}") from None
 
 
+def yaml_files(path: Path, advice: str) -> list[Path]:
+    """The file, or all YAML files below a folder that its listing would show: what begins with a dot is left out.
+
+    Raises:
+        InputError: there are none in the folder; ``advice`` says what to name instead.
+    """
+    if not path.is_dir():
+        return [path]
+    below = sorted(file for ending in ("yaml", "yml") for file in path.rglob(f"*.{ending}") if file.is_file())
+    found = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not found:
+        raise InputError(str(path), "there is no YAML file in this folder", advice)
+    return found
+
+
 def parse_value(text: str) -> Any:
     """A single value as YAML reads it.
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from dispatcher.core import triggers
 from dispatcher.core.graph import Sequence as StepSequence
 from dispatcher.errors import InputError
-from dispatcher.intake.yaml_file import Keys, YamlFile, read
+from dispatcher.intake.yaml_file import Keys, YamlFile, read, yaml_files
 from simulate.scenario.load import Places, did_you_mean, gather
 from simulate.sequence_test.schema import CaseKeys, ExpectKeys, SequenceTests
-
-_ENDINGS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ def load(paths: Iterable[Path]) -> Loaded:
     loaded = Loaded([], [])
     seen: set[Path] = set()
     for path in paths:
-        for file in _files(path):
+        for file in yaml_files(path, "name a file of tests"):
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 found = _read(file, named=file == path)
@@ -58,20 +56,6 @@ def load(paths: Iterable[Path]) -> Loaded:
                 if not found:
                     loaded.skipped.append(file)
     return loaded
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in _ENDINGS and _seen(file, path))
-    if not found:
-        raise InputError(str(path), "there is no YAML file in this folder", "name a file of tests")
-    return found
-
-
-def _seen(file: Path, folder: Path) -> bool:
-    """Whether a folder's listing would show it: what begins with a dot belongs to programs."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _read(path: Path, *, named: bool) -> list[Case]:
