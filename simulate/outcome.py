@@ -76,7 +76,7 @@ def table(outcome: RunOutcome) -> Group:
     head.add_column(style="dim")
     head.add_column()
     rate = f"[bold]{outcome.sends_per_wall_s:,.0f}[/] a second of wall time"
-    head.add_row("sent", f"[bold]{outcome.sends:,}[/] in {_span(outcome.wall_s)} ({rate})")
+    head.add_row("sent", f"[bold]{outcome.sends:,}[/] in {span(outcome.wall_s)} ({rate})")
     head.add_row(
         "virtual time", f"{days:.1f} days, {outcome.virtual_s / max(outcome.wall_s, 1e-9):,.0f} times faster than life"
     )
@@ -90,13 +90,13 @@ def table(outcome: RunOutcome) -> Group:
         head.add_row("lead file", f"{rows['rows']:,} rows: {parts}")
     late, gap = outcome.lateness_s, outcome.optimality_gap_s
     head.add_row(
-        "lateness", f"half within {_span(late['p50'])}, 95 % within {_span(late['p95'])}, worst {_span(late['max'])}"
+        "lateness", f"half within {span(late['p50'])}, 95 % within {span(late['p95'])}, worst {span(late['max'])}"
     )
     if gap is None:
         head.add_row("behind ideal", f"not computed: {outcome.optimality_gap_missing}")
     else:
         waited = f"waited most for: {outcome.binding_limit}"
-        head.add_row("behind ideal", f"{_span(gap['mean'])} on average, {_span(gap['max'])} at most; {waited}")
+        head.add_row("behind ideal", f"{span(gap['mean'])} on average, {span(gap['max'])} at most; {waited}")
     use = outcome.device_use
     head.add_row("device use", f"{use['mean']:.0%} on average ({use['min']:.0%} - {use['max']:.0%}) of the day quotas")
     head.add_row("memory", f"{outcome.peak_rss_mb:,.0f} MB at the peak, all processes")
@@ -123,18 +123,19 @@ def _states(outcome: RunOutcome) -> str:
 
 
 def _pace(pace: Mapping[str, float]) -> str:
-    kept = f"at most {_span(pace['behind_most_s'])} behind, {_span(pace['behind_s'])} at the end"
+    kept = f"at most {span(pace['behind_most_s'])} behind, {span(pace['behind_s'])} at the end"
     return f"{pace['speed']:g} times as fast as life; {kept if pace['behind_most_s'] else 'never behind'}"
 
 
 def _http(http: Mapping[str, Any]) -> str:
-    rate = f"[bold]{http['sends_per_s']:,.0f}[/] sends a second while sending, {_span(http['sending_s'])}"
+    rate = f"[bold]{http['sends_per_s']:,.0f}[/] sends a second while sending, {span(http['sending_s'])}"
     latency = http["latency_ms"]
     answers = f"half answered within {latency['p50']:,.0f} ms, 95 % within {latency['p95']:,.0f} ms"
     return f"{rate}; {http['requests']:,} requests, {http['connections']:,} connections; {answers}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A span as people say it."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     if seconds < 5400:

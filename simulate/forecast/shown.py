@@ -16,6 +16,7 @@ from dispatcher.core.quota import HOURS_PER_DAY
 from simulate.forecast.needed import amount, arithmetic, hopeless
 from simulate.forecast.outlook import NOTHING, Outlook
 from simulate.forecast.tally import REASONS
+from simulate.outcome import span
 
 _BAR: Final = 20
 _SPANS: Final = 12
@@ -59,7 +60,7 @@ def as_json(outlook: Outlook, needed: int | None) -> dict[str, Any]:
             }
             for wave in outlook.waves
         ],
-        "limits": [{"from_h": span.from_h, "to_h": span.to_h, "limit": span.limit} for span in outlook.spans],
+        "limits": [{"from_h": held.from_h, "to_h": held.to_h, "limit": held.limit} for held in outlook.spans],
         "hours": {
             "sent": sent.tolist(),
             "sent_so_far": np.cumsum(sent).tolist(),
@@ -74,7 +75,7 @@ def shown(outlook: Outlook, needed: int | None) -> Group:
     parts: list[Any] = [_head(outlook), "", _waves(outlook)]
     if outlook.messages:
         parts += ["", _days(outlook)]
-    if any(span.limit != NOTHING for span in outlook.spans):
+    if any(held.limit != NOTHING for held in outlook.spans):
         parts += ["", _limits(outlook)]
     parts += ["", *_verdict(outlook, needed)]
     return Group(*parts)
@@ -101,7 +102,7 @@ def _waves(outlook: Outlook) -> Table:
     for wave in outlook.waves:
         table.add_row(
             Text(wave.sequence), wave.wave, f"{wave.leads:,}", f"{wave.messages:,}",
-            *map(_said, (wave.begun_us, wave.finished_us)), f"+{_span(wave.late_s)}",
+            *map(_said, (wave.begun_us, wave.finished_us)), f"+{span(wave.late_s)}",
         )  # fmt: skip
     return table
 
@@ -126,9 +127,9 @@ def _days(outlook: Outlook) -> Table:
 def _limits(outlook: Outlook) -> Table:
     table = _table("what limits it", "from", "to")
     hour_us, start_us = outlook.world.settings.hours_us(1), outlook.world.start_us
-    spans = [span for span in outlook.spans if span.limit != NOTHING]
-    for span in spans[:_SPANS]:
-        table.add_row(_NAMED[span.limit], *(_said(start_us + hour * hour_us) for hour in (span.from_h, span.to_h)))
+    spans = [held for held in outlook.spans if held.limit != NOTHING]
+    for held in spans[:_SPANS]:
+        table.add_row(_NAMED[held.limit], *(_said(start_us + hour * hour_us) for hour in (held.from_h, held.to_h)))
     if len(spans) > _SPANS:
         table.add_row(f"and {len(spans) - _SPANS} more")
     return table
@@ -172,11 +173,3 @@ def _iso(moment_us: int | None) -> str | None:
 
 def _utc(moment_us: int) -> datetime:
     return datetime.fromtimestamp(moment_us / SECOND_US, UTC)
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
