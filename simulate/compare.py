@@ -63,7 +63,10 @@ class Comparison:
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A.json", help="A file that simulate --json wrote.")],
     b: Annotated[Path, typer.Argument(metavar="B.json", help="Another one.")],
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the comparison here.")] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", envvar="DRIPLINE_JSON_FILE", help="Write the comparison here."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write it as a page here.")
     ] = None,

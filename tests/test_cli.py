@@ -278,3 +278,13 @@ def test_names_that_look_like_markup_are_shown_as_they_are(monkeypatch):
     monkeypatch.setattr(common, "out", screen)
     common.show_table(["name"], [["Promo [new]"], ["[red]x[/bold]"]])
     assert [line.strip() for line in screen.file.getvalue().splitlines()] == ["name", "Promo [new]", "[red]x[/bold]"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_what_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from dispatcher.cli.main import main; main()", "--help"],
+            stdout=full, stderr=subprocess.PIPE, text=True, env=CLEAN, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (74, "error: output: No space left on device\n")

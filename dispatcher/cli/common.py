@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import os
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -141,8 +142,14 @@ def require_writable(option: str, path: Path | None, *inputs: Path | None) -> No
         raise InputError(option, f"{path} is a directory", "name a file")
     if any(given is not None and given.exists() and path.exists() and path.samefile(given) for given in inputs):
         raise InputError(option, f"{path} is a file that is read", "name another one")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise InputError(option, f"{path} cannot be written", "name another file")
+    new = not path.exists()
+    if new or path.is_file():
+        try:  # permissions do not tell everything: file systems refuse, and root is refused by no permission
+            path.open("ab").close()
+        except OSError as error:
+            raise InputError(option, f"{path} cannot be written: {error.strerror}", "name another file") from None
+        if new:
+            path.unlink()
 
 
 def require_directory(option: str, path: Path | None) -> None:
@@ -157,8 +164,17 @@ def require_directory(option: str, path: Path | None) -> None:
         raise InputError(option, f"{path} is a file", "name a directory")
     if not path.exists() and not path.absolute().parent.is_dir():
         raise InputError(option, f"the directory of {path} does not exist", "create it first")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise InputError(option, f"{path} cannot be written", "name another directory")
+    new = not path.exists()
+    try:
+        if new:
+            path.mkdir()
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        problem = f"{path} cannot be written into: {error.strerror}"
+        raise InputError(option, problem, "name another directory") from None
+    finally:
+        if new and path.is_dir():
+            path.rmdir()
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import sys
@@ -39,6 +40,9 @@ COMMANDS: Final = {
 
 _INTERRUPTED: Final = 130
 """The exit status after Ctrl-C."""
+_NOT_WRITTEN: Final = 74
+"""The exit status where results could not be written: ``EX_IOERR`` of sysexits.h."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 _WITHOUT_TWIN: Final = frozenset({"help", "version", "install_completion", "show_completion"})
 
 
@@ -78,6 +82,11 @@ def main() -> None:
     except DriplineError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        sys.stderr.write(f"error: {error.filename or 'output'}: {error.strerror}\n")
+        sys.exit(_NOT_WRITTEN)
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, KeyboardInterrupt) or end.code == _INTERRUPTED:
             # Everything is closed: a second one, while Python leaves, would only print a traceback.

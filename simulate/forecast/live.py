@@ -38,11 +38,16 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
     now_us = from_datetime(stamp["now"])
     catalogue = Catalogue.of(await read_sequences(connection))
     fleet = await read_devices(connection)
-    found = (await connection.fetch(sql["waiting"], catalogue.triggers))[0]
-    ids, first, lead = np.unique(int64s(found["lead"]), return_index=True, return_inverse=True)
-    device, due_us = int32s(found["device"]), moments(found["due"])
-    zone = Coded.of((found["zone"] or "").split(",") if len(lead) else [])
-    wave, waves = _waves(int32s(found["day"])[first])
+    found = [
+        *await connection.fetch(sql["waiting"], catalogue.triggers),
+        *await connection.fetch(sql["coming"], catalogue.triggers, list(catalogue.entries)),
+    ]
+    column = {
+        name: b"".join(row[name] or b"" for row in found) for name in ("lead", "entry", "step", "device", "due", "day")
+    }
+    ids, first, lead = np.unique(int64s(column["lead"]), return_index=True, return_inverse=True)
+    zone = Coded.of([name or None for row in found if row["lead"] for name in row["zone"].split(",")])
+    wave, waves = _waves(int32s(column["day"])[first])
     left_out = (await connection.fetch(sql["left_out"]))[0]
     day_us = settings.hours_us(HOURS_PER_DAY) + span_us(settings.guard_s)
     return World(
@@ -55,9 +60,15 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
             np.ones(len(ids), np.bool_),
             zone.code[first].astype(np.int32),
         ),
-        enrolments=Enrolments(lead, int32s(found["entry"]), int32s(found["step"]), _homes(fleet, device), due_us),
+        enrolments=Enrolments(
+            lead,
+            int32s(column["entry"]),
+            int32s(column["step"]),
+            _homes(fleet, int32s(column["device"])),
+            moments(column["due"]),
+        ),
         waves=waves,
-        zones=[name or None for name in zone.values] or [None],
+        zones=list(zone.values) or [None],
         start_us=now_us,
         tick_us=SECOND_US,
         settings=settings,
@@ -81,15 +92,20 @@ async def _past(connection: asyncpg.Connection, fleet: Fleet, since_us: int) -> 
 
 
 def _waves(day: Int32s) -> tuple[Int32s, list[str]]:
-    """When the leads came, by days or as many days together as make few waves: a number each, and the names."""
-    if not len(day):
-        return day, ["-"]
-    low = int(day.min())
-    width = -(-(int(day.max()) - low + 1) // _WAVES)
-    numbers, wave = np.unique((day - low) // width, return_inverse=True)
-    names = []
-    for number in numbers.tolist():
-        first = _2000 + timedelta(days=low + number * width)
-        last = first + timedelta(days=width - 1)
-        names.append(f"came {first}" if width == 1 else f"came {first} to {last}")
-    return wave.astype(np.int32), names
+    """When the leads came, by days or as many days together as make few waves: a number each, and the names.
+
+    Args:
+        day: of each lead; negative for one that has not been enrolled yet.
+    """
+    enrolled = day[day >= 0]
+    low = int(enrolled.min(initial=day.max(initial=0)))
+    width = max(-(-(int(day.max(initial=0)) - low + 1) // _WAVES), 1)
+    numbers, wave = np.unique(np.where(day < 0, _WAVES, (day - low) // width), return_inverse=True)
+    return wave.astype(np.int32), [_came(low + number * width, width, number) for number in numbers.tolist()]
+
+
+def _came(day: int, width: int, number: int) -> str:
+    if number == _WAVES:
+        return "not enrolled yet"
+    first, last = _2000 + timedelta(days=day), _2000 + timedelta(days=day + width - 1)
+    return f"came {first}" if width == 1 else f"came {first} to {last}"

@@ -92,7 +92,9 @@ def arithmetic(outlook: Outlook) -> Iterator[str]:
     """Why the deadline cannot be kept: a line each, the weightiest first."""
     world = outlook.world
     day_us = world.settings.hours_us(HOURS_PER_DAY)
-    if outlook.left:
+    if outlook.left and not world.fleet.available.any() and not world.events:
+        yield f"{outlook.left:,} leads wait, and no device can send"
+    elif outlook.left:
         yield f"{outlook.left:,} leads never get their next message: their devices or sequences do not come back"
     if world.deadline_us is None or not outlook.overdue:
         return

@@ -23,7 +23,6 @@ _SPANS: Final = 12
 """Rows of limits that are shown at most."""
 _NAMED: Final = {"hour": "hour quota", "day": "day quota", "pacing": "gap between messages"}
 _LEFT_OUT: Final = {
-    "queued": "leads changed a moment ago are not enrolled yet",
     "in_doubt": "enrolments are in doubt: dripline in-doubt list",
     "without_step": "enrolments stand at a step that does not exist",
 }

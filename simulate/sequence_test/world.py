@@ -229,6 +229,7 @@ class World:
             trigger,
             name=said.name,
             attributes=dict(said.attributes),
+            time_zone=said.time_zone,
             opted_in_us=self.now_us if said.opted_in else None,
             opted_out_us=self.now_us if said.opted_out else None,
         )

@@ -67,6 +67,7 @@ def test_a_deadline_of_ones_own(path):
         (["{path}", "--by", "2026-01-01"], "the scenario begins later"),
         (["{path}", "--set", "devices.cuont=3"], "count"),
         (["{path}", "--json", "{path}"], "is a file that is read"),
+        (["{path}", "--json", "/proc/x"], "cannot be written: No such file or directory"),
     ],
 )
 def test_mistakes_are_told(path, arguments, words):
