@@ -31,9 +31,18 @@ from simulate.chaos.world import bring_leads, populate
 from simulate.examples import builtin
 
 SHARDS = 4
-HEARD_S = 3.0
-"""After which everyone has heard of a new node."""
 RAY = "from ray.scripts.scripts import main; main()"
+SPREAD = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
+class Here:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+while len(set(ray.get([each.node.remote() for each in [Here.remote() for _ in range(4)]]))) < 2:
+    time.sleep(0.2)
+"""
+"""Ends when actors are placed on both nodes: until the head has heard of the other one, all land on the head."""
 
 
 @asynccontextmanager
@@ -88,7 +97,7 @@ class Island:
         while b"Ray runtime started" not in self._said.read_bytes():
             assert time.monotonic() < give_up_s, "the node does not join"
             time.sleep(0.2)
-        time.sleep(HEARD_S)
+        subprocess.run([sys.executable, "-c", SPREAD, self.address], check=True, timeout=90, stderr=subprocess.DEVNULL)
 
     def shards_here(self) -> set[int]:
         """Processes of shards on the head."""
