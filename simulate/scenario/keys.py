@@ -6,8 +6,10 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
+
+from dispatcher.core.windows import is_zone
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Path = tuple[str | int, ...]
@@ -34,6 +36,16 @@ def one_of(kind: type[StrEnum]) -> Callable[[Any], Any]:
         return kind(value)
 
     return read
+
+
+def _zone(name: str) -> str:
+    if not is_zone(name):
+        raise wrong(f"there is no time zone {name!r}", advice="write an IANA name such as Asia/Kuala_Lumpur")
+    return name
+
+
+Zone = Annotated[Text, AfterValidator(_zone)]
+"""The IANA name of a time zone."""
 
 
 class Keys(BaseModel):

@@ -14,11 +14,10 @@ from pydantic import (
     model_validator,
 )
 
-from dispatcher.core.windows import is_zone
 from dispatcher.intake.sequence_file import SequenceEntry
 from simulate.pacing import Pacing
 from simulate.scenario.events import EventKeys
-from simulate.scenario.keys import Keys, Path, Text, one_of, wrong
+from simulate.scenario.keys import Keys, Path, Text, Zone, one_of, wrong
 from simulate.scenario.sender import Sender
 
 START: Final = datetime(2026, 1, 5, tzinfo=UTC)
@@ -113,7 +112,7 @@ class Mixed(Keys):
 class Zoned(Keys):
     """Where some of the leads live."""
 
-    zone: Text = Field(description="their time zone, such as `Asia/Kuala_Lumpur`")
+    zone: Zone = Field(description="their time zone, such as `Asia/Kuala_Lumpur`")
     weight: Annotated[float, Field(ge=0, le=1e9)] = Field(
         default=1.0, description="how many leads live there, in proportion to the others' weights"
     )
@@ -170,10 +169,6 @@ class Leads(Keys):
         for key, weighed in (("triggers", self.triggers), ("time_zones", self.time_zones)):
             if weighed and not any(each.weight for each in weighed):
                 raise wrong("all weights are 0", key, advice="give at least one a weight above 0")
-        for place, each in enumerate(self.time_zones or ()):
-            if not is_zone(each.zone):
-                advice = "write an IANA name such as Asia/Kuala_Lumpur"
-                raise wrong(f"there is no time zone {each.zone!r}", "time_zones", place, "zone", advice=advice)
         total = sum(wave.share for wave in self.waves or ())
         if self.waves and abs(total - 1) > 1e-6:
             raise wrong(f"the shares add up to {total:g}, not to 1", "waves")

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from dispatcher.core.moments import from_datetime
-from dispatcher.core.windows import is_zone
-from simulate.scenario.keys import Keys, Path, Text, wrong
+from simulate.scenario.keys import Keys, Path, Text, Zone, wrong
 from simulate.scenario.schema import START, Sequences
 from simulate.scenario.schema import Moment as Date
 from simulate.sequence_test.times import BEGINNING, Moment, Span, Time
@@ -28,17 +27,10 @@ class LeadKeys(Keys):
     attributes: Attributes = Field(default={}, description="what else texts may say, such as `city: Penang`")
     opted_in: bool = Field(default=False, description="whether the lead has asked for messages when it comes")
     opted_out: bool = Field(default=False, description="whether it wants no messages when it comes")
-    time_zone: Text | None = Field(
+    time_zone: Zone | None = Field(
         default=None, description="where it lives, for send windows; left out, the window's own time zone counts"
     )
     at: Moment = Field(default=BEGINNING, description="when it comes")
-
-    @model_validator(mode="after")
-    def _somewhere(self) -> Self:
-        if self.time_zone is not None and not is_zone(self.time_zone):
-            advice = "write an IANA name such as Asia/Kuala_Lumpur"
-            raise wrong(f"there is no time zone {self.time_zone!r}", "time_zone", advice=advice)
-        return self
 
 
 class DeviceKeys(Keys):

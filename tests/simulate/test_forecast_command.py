@@ -11,14 +11,7 @@ from typer.testing import CliRunner
 
 from simulate.forecast.command import app
 
-ONE = """
-days: 6
-devices: {count: 2, quota_per_hour: 10, quota_per_day: 50}
-leads: {count: 40, triggers: [{triggers: [a]}]}
-sequences:
-  - name: One
-    steps: [{trigger: a, text: A}, {trigger: b, text: B}, {trigger: c, text: C}]
-"""
+ONE = Path(__file__).with_name("one_sequence.yaml").read_text()
 
 
 @pytest.fixture
