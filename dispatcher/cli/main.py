@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "devices": ("dispatcher.cli.devices:app", "List, add, import and change devices."),
     "sequences": ("dispatcher.cli.sequences:app", "Check, list, pause and resume sequences."),
     "leads": ("dispatcher.cli.leads:app", "Triggers on leads that match no open sequence."),
+    "suppressions": ("dispatcher.cli.suppressions:app", "Numbers that must never be messaged."),
     "in-doubt": ("dispatcher.cli.in_doubt:app", "Attempts sent or not: list them, and say what became of them."),
     "explain": ("dispatcher.cli.explain:app", "Why a lead got a message, or did not."),
     "db": ("dispatcher.cli.db:app", "Migrate and recover the database; start and stop the embedded server."),
