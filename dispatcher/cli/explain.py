@@ -78,7 +78,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
     id_ = int(digits) if which.isdigit() and len(digits) < 19 else None
     lead = await connection.fetchrow(sql["lead"], digits, id_)
     if not digits or lead is None:
-        raise InputError(f"lead {which!r}", "there is none with this phone or id", "write the phone as in leads.phone")
+        raise InputError(f"lead {which!r}", *await _why_nobody(connection, digits, id_))
     enrolments = await connection.fetch(sql["enrolments"], lead["id"])
     homes = {row["home_device_id"] for row in enrolments} | {lead["home_device_id"]}
     devices = {id_: await connection.fetchrow(sql["device"], id_) for id_ in homes if id_ is not None}
@@ -96,6 +96,17 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         decisions=await connection.fetch(sql["decisions"], [f"enrolment {row['id']}" for row in enrolments]),
         leader=leader["holder"] if leader and leader["alive"] else None,
     )
+
+
+async def _why_nobody(connection: asyncpg.Connection, digits: str, id_: int | None) -> tuple[str, str]:
+    """What is known where there is no lead, and what to do."""
+    sql, nobody = statements("explain"), "there is none with this phone or id"
+    for row in await connection.fetch(sql["decisions"], [f"lead {id_}"]):
+        return f"it was deleted {row['at']:%Y-%m-%d %H:%M:%SZ} by {row['actor']}", "nothing personal is left of it"
+    for row in await connection.fetch(sql["suppressed"], digits):
+        why = row["reason"] or "its lead had opted out, and was deleted"
+        return f"{nobody}; the number is suppressed: {why}", "see: dripline suppressions list"
+    return nobody, "write the phone as in leads.phone"
 
 
 def show(facts: Facts) -> None:
@@ -277,6 +288,7 @@ def _describe(facts: Facts) -> list[str]:
     found += [f"{name} {lead[name]}" for name in ("name", "niche", "time_zone") if lead[name]]
     found += [f"opted in {facts.at(lead['opted_in_at'])}"] if lead["opted_in_at"] else []
     found += [f"OPTED OUT {facts.at(lead['opted_out_at'])}"] if lead["opted_out_at"] else []
+    found += [f"ON THE SUPPRESSION LIST: {lead['suppressed']}"] if lead["suppressed"] else []
     return [text.replace("time_zone", "time zone") for text in found]
 
 
