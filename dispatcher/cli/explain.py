@@ -36,6 +36,8 @@ class Facts:
     hour: timedelta
     catalogue: Catalogue
     enrolments: list[Row]
+    archived: list[Row]
+    """What is known of earlier enrolments that were archived, a row a sequence."""
     queued: bool
     """Whether changes of this lead wait for the enroller."""
     unsearched: set[str]
@@ -89,6 +91,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         hour=lead["hour"],
         catalogue=Catalogue.of(await read_sequences(connection)),
         enrolments=enrolments,
+        archived=await connection.fetch(statements("archive")["archived_of"], lead["id"]),
         queued=bool(await connection.fetchval(sql["queued"], lead["id"])),
         unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
         devices={id_: row for id_, row in devices.items() if row is not None},
@@ -124,7 +127,10 @@ def show(facts: Facts) -> None:
     for row in facts.enrolments:
         name = _sequence_name(facts, row["sequence_id"])
         _say(f"{name}, entered by {row['entry_trigger']} {facts.at(row['enrolled_at'])}: {why_enrolment(facts, row)}")
-    if not facts.enrolments:
+    for row in facts.archived:
+        name, many = _sequence_name(facts, row["sequence_id"]), row["enrolments"]
+        _say(f"{name}: {many} earlier, archived; the last one finished {facts.at(row['finished_at'])}")
+    if not facts.enrolments and not facts.archived:
         _say("none, never")
     _heading("Devices")
     for device in facts.devices.values():
@@ -172,7 +178,8 @@ def why_trigger(facts: Facts, token: str) -> str:
             f"{opens}, but stayed on the lead after that enrolment {kept['status']}: it enrols again once it has"
             " been taken off and set anew"
         )
-    if mine and (refused := _reentry(facts, sequence, mine)):
+    earlier = [*mine, *(row for row in facts.archived if row["sequence_id"] == sequence.id)]
+    if earlier and (refused := _reentry(facts, sequence, earlier)):
         return f"{opens}, but {refused}"
     if facts.queued or token in facts.unsearched:
         return f"{opens}, waits for the enroller"

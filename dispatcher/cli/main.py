@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "leads": ("dispatcher.cli.leads:app", "Triggers on leads that match no open sequence."),
     "suppressions": ("dispatcher.cli.suppressions:app", "Numbers that must never be messaged."),
     "in-doubt": ("dispatcher.cli.in_doubt:app", "Attempts sent or not: list them, and say what became of them."),
+    "archive": ("dispatcher.cli.archive:app", "Move what has long finished into Parquet files."),
     "explain": ("dispatcher.cli.explain:app", "Why a lead got a message, or did not."),
     "db": ("dispatcher.cli.db:app", "Migrate and recover the database; start and stop the embedded server."),
     "doctor": ("dispatcher.cli.doctor:app", "Check this machine and the database."),

@@ -77,7 +77,7 @@ async def _erase(connection: asyncpg.Connection, phones: list[str], actor: str) 
     replies = [row["phone"] for row in await connection.fetch(sql["forget_replies"], phones, leads)]
     deleted = [row["phone"] for row in await connection.fetch(sql["delete_leads"], leads)]
     listed = [row["phone"] for row in await connection.fetch(sql["forget_number"], phones)]
-    await connection.execute(sql["forget_opt_outs"], leads)
+    await connection.execute(sql["forget_marks"], leads)
     wiped = await connection.fetchrow(sql["end_and_wipe"], enrolments)
     assert wiped is not None
     attempts = await connection.fetchval(sql["wipe_ledger"], enrolments)

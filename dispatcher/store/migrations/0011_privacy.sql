@@ -108,3 +108,43 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
+
+-- What is left of enrolments that were archived: what the re-entry rules and the choice of a home device ask.
+CREATE TABLE archived_enrolments (
+    lead_id        bigint NOT NULL,
+    sequence_id    bigint NOT NULL,
+    enrolments     integer NOT NULL,
+    finished_at    timestamptz NOT NULL,             -- of the last of them
+    home_device_id uuid,                             -- of the last of them
+    PRIMARY KEY (lead_id, sequence_id)
+);
+-- Files of the archive. A row commits together with the deletion of what the file holds; until it is published, the file
+-- has ".partial" after its name.
+CREATE TABLE archive_files (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind        text NOT NULL CHECK (kind IN ('enrolments', 'ledger')),
+    directory   text NOT NULL,
+    name        text NOT NULL UNIQUE,
+    rows        bigint NOT NULL,
+    first_at    timestamptz,                         -- finished, or reserved
+    last_at     timestamptz,
+    archived_at timestamptz NOT NULL DEFAULT now(),
+    published   boolean NOT NULL DEFAULT false
+);
+
+-- A day of the ledger goes, if it still holds so many rows and none of an enrolment that lives.
+CREATE FUNCTION dripline_drop_ledger_partition(day date, expected bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    part text := 'message_ledger_' || to_char(day, 'YYYYMMDD');
+    as_expected boolean;
+BEGIN
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', part);
+    EXECUTE format('SELECT count(*) = $1 AND count(*) FILTER (WHERE EXISTS (SELECT FROM sequence_contacts c '
+                   'WHERE c.id = l.enrolment_id AND c.status IN (''active'', ''in_doubt''))) = 0 FROM %I l', part)
+        INTO as_expected USING expected;
+    IF as_expected THEN
+        EXECUTE format('ALTER TABLE message_ledger DETACH PARTITION %I', part);
+        EXECUTE format('DROP TABLE %I', part);
+    END IF;
+    RETURN as_expected;
+END $$;

@@ -71,7 +71,8 @@ SELECT phone FROM listed;
 -- name: delete_leads
 DELETE FROM leads WHERE id = ANY ($1::bigint[]) RETURNING phone;
 
--- name: forget_opt_outs
+-- name: forget_marks
+WITH archived AS (DELETE FROM archived_enrolments WHERE lead_id = ANY ($1::bigint[]))
 DELETE FROM opt_outs WHERE lead_id = ANY ($1::bigint[]);
 
 -- name: left_over
