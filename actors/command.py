@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +32,12 @@ def run_(
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster that is up.", show_default="a local Ray of its own")
     ] = None,
+    webhooks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", show_default="none are served", help="Take in what gateways tell, beside the engine."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say only what needs attention.")] = False,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
@@ -42,7 +50,11 @@ def run_(
     from dispatcher.config import load_settings
 
     settings = load_settings(
-        database_url=database_url, data_dir=data_dir, ray_address=ray_address, devices_per_shard=devices_per_shard
+        database_url=database_url,
+        data_dir=data_dir,
+        ray_address=ray_address,
+        devices_per_shard=devices_per_shard,
+        webhooks=webhooks,
     )
     run(_live(settings, shards, quiet))
 
@@ -56,6 +68,7 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
     from dispatcher.core.routing import shard_count
 
     screen = Screen(quiet, settings.cycle_s)
+    webhooks = _webhooks(settings)
     with ending(screen.attention) as stop:
         async with served(settings.database_url, settings.data_dir, create=True) as url:
             devices = await check_database(url, settings, embedded=settings.database_url is None)
@@ -66,5 +79,16 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
                 holder = new_holder()
                 wanted = shards or shard_count(devices.devices, settings.devices_per_shard)
                 cluster = start(settings, wanted, http_sender, holder=holder, virtual=False, answer_s=_ANSWER_S)
-                async with watched(url, settings.data_dir, stop, screen.attention):
+                beside = webhooks(url, screen.news)
+                async with beside, watched(url, settings.data_dir, stop, screen.attention):
                     await Installation(cluster, settings, holder, stop, screen).live(devices)
+
+
+def _webhooks(settings: Settings) -> Callable[[str, Callable[[str], None]], AbstractAsyncContextManager[None]]:
+    """Listens before anything is started, where webhooks are wanted; called with the database, it serves them."""
+    if settings.webhooks is None:
+        return lambda _url, _say: nullcontext()
+    from dispatcher.webhooks.server import listen, serving
+
+    listening = listen(settings.webhooks, settings)
+    return lambda url, say: serving(listening, url, settings, say)

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from dispatcher.errors import InputError
@@ -54,6 +54,17 @@ class Settings(BaseSettings):
     retry_cap_s: float = Field(14_400.0, gt=0, description="longest backoff")
     resend_limit: int = Field(5, ge=0, description="resends of an in-doubt attempt under the same key")
     key_retention_s: float = Field(86_400.0, gt=0, description="how long gateways remember idempotency keys")
+    webhooks: str | None = Field(None, description="HOST:PORT where gateways tell what became of messages")
+    webhook_secret: SecretStr | None = Field(
+        None, min_length=16, description="what gateways sign their events with, of the generic contract"
+    )
+    webhook_window_s: float = Field(300.0, gt=0, description="how far a signature's time may be from ours")
+    whatsapp_app_secret: SecretStr | None = Field(
+        None, min_length=16, description="the secret of the Meta app whose webhooks come in"
+    )
+    whatsapp_verify_token: SecretStr | None = Field(
+        None, min_length=1, description="what Meta says when a webhook is registered"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -386,6 +386,7 @@ def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, 
 def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
     """What was asked for, beside what the figures name themselves; nothing that depends on the machine."""
     here = {"database_url", "data_dir", "ray_address", "devices_per_shard"}
+    here |= {name for name in Settings.model_fields if name.startswith(("webhook", "whatsapp"))}
     return {
         "days": plan.days,
         "start": plan.start.isoformat(),

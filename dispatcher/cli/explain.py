@@ -122,7 +122,7 @@ def show(facts: Facts) -> None:
         _say("none yet: a home device is chosen with the first enrolment")
     _heading("Last attempts")
     show_table(
-        ("slot", "step", "attempt", "device", "outcome", "error"),
+        ("slot", "step", "attempt", "device", "outcome", "error", "receipt"),
         [
             (
                 f"{row['reserved_at']:%Y-%m-%d %H:%M:%S}",
@@ -131,6 +131,7 @@ def show(facts: Facts) -> None:
                 row["device"] or "removed",
                 row["outcome"].replace("_", " "),
                 row["error"] or "",
+                _receipt(row),
             )
             for row in facts.attempts
         ],
@@ -294,6 +295,13 @@ def _retries(row: Row) -> str:
 def _detail(detail: str) -> str:
     """A decision's detail, which is JSON, for people."""
     return ", ".join(f"{name} {value}" for name, value in json.loads(detail).items())
+
+
+def _receipt(row: Row) -> str:
+    """What gateways told of an attempt since it left."""
+    moments = {"delivered": row["delivered_at"], "read": row["read_at"], "failed": row["failed_at"]}
+    told = [f"{name} {moment:%Y-%m-%d %H:%M:%S}" for name, moment in moments.items() if moment]
+    return ", ".join(told) + (f" ({row['failure']})" if row["failure"] else "")
 
 
 def _heading(text: str) -> None:

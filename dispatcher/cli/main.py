@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "test": ("simulate.sequence_test.command:app", "Sequences held against what is expected of them."),
     "prove": ("simulate.prove.command:app", "Thousands of seeds of faults: nothing lost, nothing twice."),
     "run": ("actors.command:app", "Run the engine against real gateways."),
+    "webhooks": ("dispatcher.cli.webhooks:app", "Take in what gateways tell, without the engine."),
     "status": ("dispatcher.cli.status:app", "The seed's monitoring at a glance."),
     "import": ("dispatcher.cli.import_leads:app", "Bring in leads from a CSV file."),
     "apply": ("dispatcher.cli.apply:app", "Bring in sequences from a file."),

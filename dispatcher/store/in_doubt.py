@@ -1,12 +1,13 @@
-"""An operator's word about attempts in doubt, written as the answer that never came."""
+"""A word about attempts in doubt - an operator's, or a receipt's - written as the answer that never came."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import asyncpg
@@ -24,10 +25,11 @@ UNDER_WAY: Final = "under way"
 """The state of an enrolment whose resend is leased, or whose last attempt may still leave."""
 
 _NO_LEASE: Final = 0
+_NO_IDS: Final[Mapping[int, str | None]] = MappingProxyType({})
 
 
 class Word(StrEnum):
-    """What an operator knows of the attempts in doubt of a visit."""
+    """What is known of the attempts in doubt of a visit."""
 
     ACCEPTED = "accepted"
     NOT_SENT = "not-sent"
@@ -85,6 +87,7 @@ async def resolve(
     due_us: int | None = None,
     after: int = 0,
     rows: int = PAGE_ROWS,
+    message_ids: Mapping[int, str | None] = _NO_IDS,
 ) -> Resolved:
     """Settle one page of enrolments in doubt, in one transaction, with an entry of the operators' log for each.
 
@@ -96,6 +99,7 @@ async def resolve(
         actor: whose word it is.
         due_us: accepted: when the next step is due; None is the attempt's slot and the step's delay.
         after: id after which the page begins.
+        message_ids: accepted: the gateway's names of the messages, by enrolment, where it told them.
     """
     async with connection.transaction():
         page = await list_in_doubt(connection, which, after=after, rows=rows)
@@ -107,7 +111,7 @@ async def resolve(
         clock = await connection.fetchrow(statements("in_doubt")["clock"])
         assert clock is not None
         if attempts:
-            ends = _ends(attempts, word, catalogue, clock["now_us"], clock["hour_us"], due_us)
+            ends = _ends(attempts, word, catalogue, clock["now_us"], clock["hour_us"], due_us, message_ids)
             await arrays.announce(connection)
             await write_ends(cast(Connection, connection), ends, clock["now_us"], epoch=0, deadline_us=0)
             await _log(connection, attempts, word, actor)
@@ -139,6 +143,7 @@ def _ends(
     now_us: int,
     hour_us: int,
     due_us: int | None,
+    message_ids: Mapping[int, str | None],
 ) -> Ends:
     """The ends of these attempts as if their answers had come: of an accepted visit, its earliest unknown one."""
     accepted = word is Word.ACCEPTED
@@ -163,7 +168,7 @@ def _ends(
         step=[row["step"] for row in attempts],
         key=[row["key"].bytes for row in attempts],
         outcome=["accepted" if accepted else "not_sent"] * count,
-        message_id=nothing,
+        message_id=[message_ids.get(row["enrolment"]) for row in attempts] if accepted else nothing,
         error=nothing if accepted else [row["error"] for row in attempts],
         next_trigger=next_trigger,
         next_due_us=next_due_us if due_us is None else np.full(count, due_us, np.int64),

@@ -34,11 +34,18 @@ SELECT at, actor, action, subject, detail FROM operator_log
 WHERE subject = ANY ($1::text[]) ORDER BY id DESC LIMIT 20;
 
 -- name: attempts
--- Each half by its own index on the enrolment.
-SELECT l.reserved_at, l.accepted_at, l.step_trigger, l.attempt, l.outcome, l.error, d.name AS device
+-- Each half by its own index on the enrolment. Receipts by the key tell of the message: they are shown with
+-- whichever of its attempts has, or may have, arrived.
+SELECT l.reserved_at, l.accepted_at, l.step_trigger, l.attempt, l.outcome, l.error, d.name AS device,
+       r.delivered_at, r.read_at, r.failed_at, r.failure
 FROM (
     SELECT * FROM message_ledger WHERE enrolment_id = ANY ($1::bigint[]) AND outcome = 'accepted'
     UNION ALL
     SELECT * FROM message_ledger WHERE enrolment_id = ANY ($1::bigint[]) AND outcome <> 'accepted') l
 LEFT JOIN devices d ON d.id = l.device_id
+LEFT JOIN LATERAL (
+    SELECT min(delivered_at) AS delivered_at, min(read_at) AS read_at, min(failed_at) AS failed_at,
+           (array_agg(error ORDER BY failed_at))[1] AS failure
+    FROM message_receipts
+    WHERE message IN (l.idempotency_key::text, l.gateway_message_id)) r ON l.outcome IN ('accepted', 'in_doubt')
 ORDER BY l.reserved_at DESC, l.attempt DESC LIMIT 20;

@@ -1,0 +1,120 @@
+"""What gateways tell after a message has left, written down, and applied to attempts in doubt."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, cast
+from uuid import UUID
+
+import asyncpg
+import numpy as np
+
+from dispatcher.core.graph import Catalogue
+from dispatcher.core.identity import idempotency_keys
+from dispatcher.core.receipts import Heard
+from dispatcher.store.in_doubt import Which, Word, resolve
+from dispatcher.store.registry import read_sequences
+from dispatcher.store.session import Session, translated
+from dispatcher.store.statements import statements
+
+ACTOR: Final = "a gateway's receipt"
+"""Whose word it is, in the operators' log."""
+
+
+class Settled(NamedTuple):
+    """What one page of ``settle`` did."""
+
+    accepted: int
+    not_sent: int
+    last: int | None
+    """The last enrolment looked at, where the next page begins; None when there are no more."""
+
+
+class PostgresReceiptStore:
+    """What the webhooks ask of PostgreSQL.
+
+    Args:
+        pool: their connections.
+        skew_s: how far a gateway's clock may differ.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, skew_s: float) -> None:
+        self._session, self._pool, self._skew_s = Session(pool, statements("receipts")), pool, skew_s
+
+    async def check(self) -> None:
+        """Make sure that PostgreSQL answers.
+
+        Raises:
+            StoreUnavailableError: it does not.
+        """
+        await self._session.value("answers")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def take(self, heard: Heard) -> None:
+        """Write all that a request tells, committed as one before this returns; repeated, it changes nothing.
+
+        Raises:
+            StoreUnavailableError: it is unknown whether it was written.
+        """
+        if not heard.events:
+            return
+        sql = statements("receipts")
+        async with self._session.transaction() as connection:
+            if heard.receipts:
+                told = list(heard.receipts.values())
+                await connection.execute(
+                    sql["take_receipts"],
+                    list(heard.receipts),
+                    [receipt.accepted_us for receipt in told],
+                    [receipt.delivered_us for receipt in told],
+                    [receipt.read_us for receipt in told],
+                    [receipt.failed_us for receipt in told],
+                    [receipt.not_sent_us for receipt in told],
+                    [receipt.error for receipt in told],
+                    [receipt.message_id for receipt in told],
+                )
+            if heard.replies:
+                await connection.execute(
+                    sql["take_replies"],
+                    [reply.phone for reply in heard.replies],
+                    [reply.text for reply in heard.replies],
+                    [reply.at_us for reply in heard.replies],
+                    [reply.message_id for reply in heard.replies],
+                    [reply.device_id for reply in heard.replies],
+                )
+            if heard.opt_outs:
+                phones, at_us = list(heard.opt_outs), list(heard.opt_outs.values())
+                leads = await connection.fetch(sql["leads_opting_out"], phones, at_us)
+                ids, at_us = [row["id"] for row in leads], [row["at"] for row in leads]
+                await connection.execute(statements("complete")["suppress"], ids, at_us)
+
+    async def settle(self, after: int, rows: int) -> Settled:
+        """Apply receipts to up to ``rows`` enrolments in doubt with an id above ``after``, ascending.
+
+        What is under way is left to its own end, and looked at again by the next round.
+
+        Raises:
+            StoreUnavailableError: PostgreSQL did not answer; run again.
+        """
+        doubtful = await self._session.rows("doubtful", after, rows)
+        if not doubtful:
+            return Settled(0, 0, None)
+        columns = [np.array([row[name] for row in doubtful]) for name in ("id", "visit", "generation")]
+        keys = [str(UUID(bytes=key)) for key in idempotency_keys(*columns)]
+        attempts = [row["attempt"] for row in doubtful]
+        told = await self._session.rows("told_of", columns[0].tolist(), keys, attempts, self._skew_s)
+        done = dict.fromkeys(Word, 0)
+        if told:
+            async with translated(), self._pool.acquire() as pooled:
+                connection = cast(asyncpg.Connection, pooled)
+                catalogue = Catalogue.of(await read_sequences(connection))
+                for word in Word:
+                    ids = {row["id"]: row["message_id"] for row in told if row["accepted"] == (word is Word.ACCEPTED)}
+                    if ids:
+                        found = await resolve(
+                            connection, Which(list(ids)), word, catalogue, actor=ACTOR, rows=rows, message_ids=ids
+                        )
+                        done[word] = len(found.enrolments)
+        return Settled(done[Word.ACCEPTED], done[Word.NOT_SENT], doubtful[-1]["id"] if len(doubtful) == rows else None)
