@@ -11,6 +11,8 @@ import typer
 from dispatcher.cli.common import DatabaseUrl, DataDir, run
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from dispatcher.config import Settings
 
 app = typer.Typer()
@@ -56,10 +58,15 @@ def run_(
         devices_per_shard=devices_per_shard,
         webhooks=webhooks,
     )
-    run(_live(settings, shards, quiet))
+    listening = None
+    if settings.webhooks is not None:
+        from dispatcher.webhooks.listening import listen
+
+        listening = listen(settings.webhooks, settings)
+    run(_live(settings, shards, quiet, listening))
 
 
-async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
+async def _live(settings: Settings, shards: int | None, quiet: bool, listening: socket | None) -> None:
     from actors.cluster import joined_ray, start
     from actors.live import Installation, ending, http_sender, new_holder
     from actors.preflight import check_database, watched
@@ -68,7 +75,6 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
     from dispatcher.core.routing import shard_count
 
     screen = Screen(quiet, settings.cycle_s)
-    webhooks = _webhooks(settings)
     with ending(screen.attention) as stop:
         async with served(settings.database_url, settings.data_dir, create=True) as url:
             devices = await check_database(url, settings, embedded=settings.database_url is None)
@@ -79,16 +85,17 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
                 holder = new_holder()
                 wanted = shards or shard_count(devices.devices, settings.devices_per_shard)
                 cluster = start(settings, wanted, http_sender, holder=holder, virtual=False, answer_s=_ANSWER_S)
-                beside = webhooks(url, screen.news)
+                beside = _webhooks(listening, url, settings, screen.news)
                 async with beside, watched(url, settings.data_dir, stop, screen.attention):
                     await Installation(cluster, settings, holder, stop, screen).live(devices)
 
 
-def _webhooks(settings: Settings) -> Callable[[str, Callable[[str], None]], AbstractAsyncContextManager[None]]:
-    """Listens before anything is started, where webhooks are wanted; called with the database, it serves them."""
-    if settings.webhooks is None:
-        return lambda _url, _say: nullcontext()
-    from dispatcher.webhooks.server import listen, serving
+def _webhooks(
+    listening: socket | None, url: str, settings: Settings, say: Callable[[str], None]
+) -> AbstractAsyncContextManager[None]:
+    """Webhooks beside the engine, where they are wanted."""
+    if listening is None:
+        return nullcontext()
+    from dispatcher.webhooks.server import serving
 
-    listening = listen(settings.webhooks, settings)
-    return lambda url, say: serving(listening, url, settings, say)
+    return serving(listening, url, settings, say)

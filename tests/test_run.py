@@ -11,6 +11,7 @@ import hashlib
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import psutil
 import pytest
 
@@ -180,7 +182,7 @@ def new_world(database_url: str, tmp_path: Path) -> Iterator[Callable[..., World
         quota: int,
         gap_s: float,
         gateway: Sequence[str] = (),
-        **settings: float,
+        **settings: float | str,
     ) -> World:
         process = GatewayProcess(tmp_path / "arrivals.jsonl", *gateway)
         gateways.append(process)
@@ -289,16 +291,22 @@ def test_a_second_signal_ends_at_once(new_world):
 
 
 @pytest.mark.slow
-def test_a_drain_waits_for_what_is_under_way(new_world):
+def test_a_drain_waits_for_what_is_under_way_and_serves_webhooks_meanwhile(new_world):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = f"127.0.0.1:{free.getsockname()[1]}"
     world = new_world(
         devices=2, leads=2, steps=1, quota=6, gap_s=1, hour_s=5, gateway=("--latency-ms", "2500"),
-        **(BRISK | {"deadline_s": 5, "guard_s": 6}),
+        webhook_secret="gateways-secret-hush", **(BRISK | {"deadline_s": 5, "guard_s": 6}),
     )  # fmt: skip
-    with running(world) as run:
+    with running(world, "--webhooks", where) as run:
         world.rows(TAG)
         world.wait_until(lambda: len(world.attempts()) == 2, 30)
-        assert run.end() == 0
+        run.process.send_signal(signal.SIGTERM)
+        run.wait_for("draining")
+        assert httpx.get(f"http://{where}/healthz", trust_env=False).json() == {"status": "ok"}
+        assert run.process.wait(60) == 0
     assert world.violations() == {}
+    assert "hush" not in " ".join(run.said)
 
 
 def test_a_rehearsal_an_empty_database_and_short_hours_on_real_gateways_are_refused(database_url, empty_url):

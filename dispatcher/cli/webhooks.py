@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from datetime import datetime
+from socket import socket
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from dispatcher.cli.common import DatabaseUrl, DataDir, err, run
 from dispatcher.config import Settings, load_settings
 from dispatcher.errors import InputError
+from dispatcher.webhooks.listening import listen
 
 app = typer.Typer()
 
@@ -33,19 +35,18 @@ def webhooks(
     settings = load_settings(database_url=database_url, data_dir=data_dir, webhooks=where)
     if settings.webhooks is None:
         raise InputError("webhooks", "where?", "say it like: dripline webhooks 127.0.0.1:8090")
-    run(_serve(settings, settings.webhooks))
+    run(_serve(settings, settings.webhooks, listen(settings.webhooks, settings)))
 
 
-async def _serve(settings: Settings, where: str) -> None:
+async def _serve(settings: Settings, where: str, listening: socket) -> None:
     from dispatcher.cli.common import served
     from dispatcher.store.connect import connect, store_errors
     from dispatcher.store.stamp import require_live
-    from dispatcher.webhooks.server import listen, serving
+    from dispatcher.webhooks.server import serving
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    listening = listen(where, settings)
     async with served(settings.database_url, settings.data_dir) as url:
         connection = await connect(url)
         with store_errors(url):

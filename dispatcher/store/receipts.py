@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, NamedTuple, cast
 from uuid import UUID
 
@@ -10,10 +12,10 @@ import numpy as np
 
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
-from dispatcher.core.receipts import Heard
+from dispatcher.core.receipts import Heard, Receipt, Reply
 from dispatcher.store.in_doubt import Which, Word, resolve
 from dispatcher.store.registry import read_sequences
-from dispatcher.store.session import Session, translated
+from dispatcher.store.session import Connection, Session, translated
 from dispatcher.store.statements import statements
 
 ACTOR: Final = "a gateway's receipt"
@@ -60,35 +62,10 @@ class PostgresReceiptStore:
         """
         if not heard.events:
             return
-        sql = statements("receipts")
         async with self._session.transaction() as connection:
-            if heard.receipts:
-                told = list(heard.receipts.values())
-                await connection.execute(
-                    sql["take_receipts"],
-                    list(heard.receipts),
-                    [receipt.accepted_us for receipt in told],
-                    [receipt.delivered_us for receipt in told],
-                    [receipt.read_us for receipt in told],
-                    [receipt.failed_us for receipt in told],
-                    [receipt.not_sent_us for receipt in told],
-                    [receipt.error for receipt in told],
-                    [receipt.message_id for receipt in told],
-                )
-            if heard.replies:
-                await connection.execute(
-                    sql["take_replies"],
-                    [reply.phone for reply in heard.replies],
-                    [reply.text for reply in heard.replies],
-                    [reply.at_us for reply in heard.replies],
-                    [reply.message_id for reply in heard.replies],
-                    [reply.device_id for reply in heard.replies],
-                )
-            if heard.opt_outs:
-                phones, at_us = list(heard.opt_outs), list(heard.opt_outs.values())
-                leads = await connection.fetch(sql["leads_opting_out"], phones, at_us)
-                ids, at_us = [row["id"] for row in leads], [row["at"] for row in leads]
-                await connection.execute(statements("complete")["suppress"], ids, at_us)
+            clock = await connection.fetchrow(statements("in_doubt")["clock"])
+            assert clock is not None
+            await _Taking(connection, clock["now_us"]).write(heard)
 
     async def settle(self, after: int, rows: int) -> Settled:
         """Apply receipts to up to ``rows`` enrolments in doubt with an id above ``after``, ascending.
@@ -118,3 +95,51 @@ class PostgresReceiptStore:
                         )
                         done[word] = len(found.enrolments)
         return Settled(done[Word.ACCEPTED], done[Word.NOT_SENT], doubtful[-1]["id"] if len(doubtful) == rows else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    connection: Connection
+    now_us: int
+    """Nothing has happened later, whatever the gateway's clock says."""
+
+    async def write(self, heard: Heard) -> None:
+        if heard.receipts:
+            await self._receipts(heard.receipts)
+        if heard.replies:
+            await self._replies(heard.replies)
+        if heard.opt_outs:
+            await self._opt_outs(heard.opt_outs)
+
+    async def _receipts(self, receipts: dict[str, Receipt]) -> None:
+        told = list(receipts.values())
+        await self.connection.execute(
+            statements("receipts")["take_receipts"],
+            list(receipts),
+            self._past(receipt.accepted_us for receipt in told),
+            self._past(receipt.delivered_us for receipt in told),
+            self._past(receipt.read_us for receipt in told),
+            self._past(receipt.failed_us for receipt in told),
+            self._past(receipt.not_sent_us for receipt in told),
+            [receipt.error for receipt in told],
+            [receipt.message_id for receipt in told],
+        )
+
+    async def _replies(self, replies: list[Reply]) -> None:
+        await self.connection.execute(
+            statements("receipts")["take_replies"],
+            [reply.phone for reply in replies],
+            [reply.text for reply in replies],
+            self._past(reply.at_us for reply in replies),
+            [reply.message_id for reply in replies],
+            [reply.device_id for reply in replies],
+        )
+
+    async def _opt_outs(self, opt_outs: dict[str, int]) -> None:
+        sql, at_us = statements("receipts")["leads_opting_out"], self._past(opt_outs.values())
+        leads = await self.connection.fetch(sql, list(opt_outs), at_us)
+        told = [row["id"] for row in leads], [row["at"] for row in leads]
+        await self.connection.execute(statements("complete")["suppress"], *told)
+
+    def _past(self, moments: Iterable[int | None]) -> list[int | None]:
+        return [None if moment is None else min(moment, self.now_us) for moment in moments]

@@ -1,10 +1,9 @@
-"""A listening socket, the HTTP server on it, and what runs beside it."""
+"""The HTTP server, and what runs beside it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +12,6 @@ from typing import Final
 import uvicorn
 
 from dispatcher.config import Settings
-from dispatcher.errors import InputError
 from dispatcher.loops import Loops
 from dispatcher.store.connect import open_pool
 from dispatcher.store.receipts import PostgresReceiptStore
@@ -27,32 +25,6 @@ _STORE_CONNECTIONS: Final = 4
 _STATEMENT_S: Final = 20.0
 _HEAD_BYTES: Final = 16 * 1024
 _GRACE_S: Final = 5
-_BACKLOG: Final = 512
-_WHERE: Final = "write it like 127.0.0.1:8090, or [::1]:8090"
-
-
-def listen(where: str, settings: Settings) -> socket.socket:
-    """A socket that listens at ``where``, HOST:PORT, before anything else is started.
-
-    Raises:
-        InputError: that is no address, it is taken, or there is no secret to check requests with.
-    """
-    if settings.webhook_secret is None and settings.whatsapp_app_secret is None:
-        raise InputError(
-            "--webhooks",
-            "there is no secret, so nothing that comes in could be believed",
-            "set DRIPLINE_WEBHOOK_SECRET (of the generic contract) or DRIPLINE_WHATSAPP_APP_SECRET",
-        )
-    host, colon, port = where.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise InputError("--webhooks", f"{where!r} is no HOST:PORT", _WHERE)
-    try:
-        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        problem = "something listens there already" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-        raise InputError("--webhooks", f"{where}: {problem}", "choose another address") from None
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ import pytest
 
 from dispatcher.config import Settings
 from dispatcher.store.stamp import stamp
-from dispatcher.webhooks.server import listen, serving
+from dispatcher.webhooks.listening import listen
+from dispatcher.webhooks.server import serving
 from dispatcher.webhooks.signatures import META_SIGNATURE, SIGNATURE, TIMESTAMP, sign, sign_as_meta
 
 SECRET = "gateways-secret-hush"

@@ -1,13 +1,12 @@
 -- What gateways tell after a message has left, and what that means for attempts in doubt.
 
 -- name: take_receipts
--- Only forward: of every kind the earliest moment counts - of not_sent the latest - in whatever order they come. Nothing
--- is later than now. In order, so that two requests do not wait for each other. core.receipts merges by the same rules.
+-- Only forward: of every kind the earliest moment counts - of not_sent the latest - in whatever order they come. By name,
+-- so that two requests do not wait for each other. core.receipts merges by the same rules.
 INSERT INTO message_receipts AS r
     (message, accepted_at, delivered_at, read_at, failed_at, not_sent_at, error, gateway_message_id)
-SELECT message, least(dripline_at(accepted), dripline_now()), least(dripline_at(delivered), dripline_now()),
-       least(dripline_at(read), dripline_now()), least(dripline_at(failed), dripline_now()),
-       least(dripline_at(not_sent), dripline_now()), error, message_id
+SELECT message, dripline_at(accepted), dripline_at(delivered), dripline_at(read), dripline_at(failed),
+       dripline_at(not_sent), error, message_id
 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])
      t(message, accepted, delivered, read, failed, not_sent, error, message_id)
 ORDER BY message
@@ -24,7 +23,7 @@ SET accepted_at = least(r.accepted_at, excluded.accepted_at),
 
 -- name: take_replies
 INSERT INTO replies (phone, text, received_at, gateway_message_id, device_id)
-SELECT phone, text, least(dripline_at(at), dripline_now()), message_id, device_id
+SELECT phone, text, dripline_at(at), message_id, device_id
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::uuid[]) t(phone, text, at, message_id, device_id)
 ORDER BY message_id
 ON CONFLICT DO NOTHING;
