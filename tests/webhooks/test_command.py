@@ -50,7 +50,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path):
         (
             ("webhooks", "127.0.0.1:0"),
             {"DRIPLINE_WEBHOOK_SECRET": "hush"},
-            "DRIPLINE_WEBHOOK_SECRET: value should have at least 16 items after validation, not 4",
+            "DRIPLINE_WEBHOOK_SECRET: it must have at least 16 characters: it is all that keeps others out",
         ),
     ],
 )  # fmt: skip
