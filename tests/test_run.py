@@ -291,21 +291,45 @@ def test_a_second_signal_ends_at_once(new_world):
 
 
 @pytest.mark.slow
-def test_a_drain_waits_for_what_is_under_way_and_serves_webhooks_meanwhile(new_world):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        where = f"127.0.0.1:{free.getsockname()[1]}"
+def test_a_drain_waits_for_what_is_under_way(new_world):
     world = new_world(
         devices=2, leads=2, steps=1, quota=6, gap_s=1, hour_s=5, gateway=("--latency-ms", "2500"),
-        webhook_secret="gateways-secret-hush", **(BRISK | {"deadline_s": 5, "guard_s": 6}),
+        **(BRISK | {"deadline_s": 5, "guard_s": 6}),
     )  # fmt: skip
-    with running(world, "--webhooks", where) as run:
+    with running(world) as run:
         world.rows(TAG)
         world.wait_until(lambda: len(world.attempts()) == 2, 30)
+        assert run.end() == 0
+    assert world.violations() == {}
+
+
+@pytest.mark.slow
+def test_what_a_gateway_hides_it_tells_afterwards_and_nobody_has_to_decide(new_world, monkeypatch):
+    """No keys are honoured and a third of the answers say nothing: without receipts all of those were held."""
+    monkeypatch.setenv("DRIPLINE_WEBHOOK_SECRET", "gateways-secret-hush")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    hiding = ("--not-idempotent", "--fail", "lost=0.15,5xx=0.2", "--tell", f"http://{where}/webhooks/gateway")
+    world = new_world(
+        devices=5, leads=20, steps=2, quota=12, gap_s=0.2, hour_s=5, gateway=hiding, webhooks=where,
+        webhook_secret="gateways-secret-hush", **BRISK,
+    )  # fmt: skip
+    world.rows("UPDATE devices SET gateway_idempotent = false")
+    with running(world) as run:
+        world.rows(TAG)
+        world.wait_until(world.completed, 90)
         run.process.send_signal(signal.SIGTERM)
         run.wait_for("draining")
         assert httpx.get(f"http://{where}/healthz", trust_env=False).json() == {"status": "ok"}
+        run.wait_for("in doubt settled")
         assert run.process.wait(60) == 0
-    assert world.violations() == {}
+    did = Counter(each.answer for each in world.attempts())
+    assert did["accepted"] == 40
+    assert did["failed"] > 0
+    assert set(world.violations()) <= {"ledger"}  # which knows better than the answers in the gateway's log
+    settled = world.rows("SELECT detail::jsonb ->> 'as' AS word FROM operator_log WHERE actor = 'a gateway''s receipt'")
+    assert {row["word"] for row in settled} == {"accepted", "not-sent"}
+    assert world.rows("SELECT * FROM sequence_contacts WHERE status <> 'completed'") == []
     assert "hush" not in " ".join(run.said)
 
 

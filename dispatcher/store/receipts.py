@@ -13,7 +13,7 @@ import numpy as np
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.receipts import Heard, Receipt, Reply
-from dispatcher.store.in_doubt import Which, Word, resolve
+from dispatcher.store.in_doubt import Told, Which, Word, resolve
 from dispatcher.store.registry import read_sequences
 from dispatcher.store.session import Connection, Session, translated
 from dispatcher.store.statements import statements
@@ -84,16 +84,14 @@ class PostgresReceiptStore:
         told = await self._session.rows("told_of", columns[0].tolist(), keys, attempts, self._skew_s)
         done = dict.fromkeys(Word, 0)
         if told:
+            had = {row["id"]: Told(row["at_us"], row["message_id"]) for row in told if row["at_us"] is not None}
+            not_had = [row["id"] for row in told if row["at_us"] is None]
             async with translated(), self._pool.acquire() as pooled:
                 connection = cast(asyncpg.Connection, pooled)
                 catalogue = Catalogue.of(await read_sequences(connection))
-                for word in Word:
-                    ids = {row["id"]: row["message_id"] for row in told if row["accepted"] == (word is Word.ACCEPTED)}
-                    if ids:
-                        found = await resolve(
-                            connection, Which(list(ids)), word, catalogue, actor=ACTOR, rows=rows, message_ids=ids
-                        )
-                        done[word] = len(found.enrolments)
+                for word, ids in ((Word.ACCEPTED, list(had)), (Word.NOT_SENT, not_had)):
+                    found = await resolve(connection, Which(ids), word, catalogue, actor=ACTOR, rows=rows, told=had)
+                    done[word] = len(found.enrolments)
         return Settled(done[Word.ACCEPTED], done[Word.NOT_SENT], doubtful[-1]["id"] if len(doubtful) == rows else None)
 
 

@@ -69,15 +69,30 @@ async def test_whoever_has_got_a_message_in_doubt_moves_on(new_world, answer, re
     assert (await world.states())[0][3] == "in_doubt"
     await told(receipts, world, kind, message_id="wire-7")
     assert await settle(world, receipts) == 1
-    slot = await world.value("SELECT reserved_at FROM message_ledger")
+    deadline = await world.value("SELECT deadline_at FROM message_ledger")
     assert await world.rows("SELECT outcome, accepted_at, gateway_message_id, idempotency_key FROM message_ledger") == [
-        ("accepted", slot, "wire-7", UUID(bytes=world.sender.requests[0].key))
+        ("accepted", deadline, "wire-7", UUID(bytes=world.sender.requests[0].key))
     ]
     assert await world.states() == [("999101", "fitness_day2", 2, "active", False, None)]
     assert await world.rows("SELECT actor, action, subject, detail::jsonb ->> 'as' FROM operator_log") == [
         ("a gateway's receipt", "in-doubt resolve", "enrolment 1", "accepted")
     ]
     assert await settle(world, receipts) == 0
+
+
+@pytest.mark.parametrize(("told_s", "counts_s"), [(-1, 0), (0, 0), (7, 7), (31, 30)])
+async def test_the_next_delay_counts_from_when_it_had_surely_arrived(new_world, answer, receipts, told_s, counts_s):
+    world = await forgetful(new_world)
+    world.sender.script["999101"] = [answer("in_doubt", "no answer in time")]
+    await world.tick()
+    slot_us = await world.value("SELECT dripline_us(reserved_at) FROM message_ledger")
+    await told(receipts, world, "accepted", at_us=slot_us + span_us(told_s))
+    await told(receipts, world, "read", at_us=slot_us + span_us(40))
+    assert await settle(world, receipts) == 1
+    at_us = slot_us + span_us(counts_s)
+    assert await world.value("SELECT dripline_us(accepted_at) FROM message_ledger") == at_us
+    due_us = await world.value("SELECT dripline_us(next_trigger_time) FROM sequence_contacts")
+    assert due_us == at_us + span_us(24 * 3600)
 
 
 async def test_a_receipt_that_comes_before_the_answer_is_kept_until_it_is_needed(new_world, answer, receipts):

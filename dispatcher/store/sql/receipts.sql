@@ -43,11 +43,11 @@ ORDER BY id LIMIT $2::bigint;
 -- Of these enrolments in doubt, those of which a receipt says what became of them. Whoever has a message got it, whatever
 -- else was said. That it was not sent is said of what had come by then: of the only attempt at any time, of the last of
 -- several once it cannot arrive any more. $1 enrolments, $2 their keys, $3 their attempts, $4 seconds of skew.
-SELECT d.id, r.gateway_message_id AS message_id, h.accepted
+SELECT d.id, r.gateway_message_id AS message_id, dripline_us(h.at) AS at_us
 FROM unnest($1::bigint[], $2::text[], $3::integer[]) d(id, key, attempt)
 JOIN message_receipts r ON r.message = d.key
-CROSS JOIN LATERAL (SELECT num_nonnulls(r.accepted_at, r.delivered_at, r.read_at) > 0 AS accepted) h
-WHERE h.accepted
+CROSS JOIN LATERAL (SELECT least(r.accepted_at, r.delivered_at, r.read_at) AS at) h
+WHERE h.at IS NOT NULL
    OR r.not_sent_at IS NOT NULL AND (d.attempt = 1 OR r.not_sent_at > $4::double precision * interval '1 second' + (
           SELECT max(l.deadline_at) FROM sequence_contacts c
           JOIN message_ledger l ON l.enrolment_id = c.id AND l.visit = c.visit AND l.generation = c.generation
