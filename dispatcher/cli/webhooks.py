@@ -12,7 +12,7 @@ import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, err, run
 from dispatcher.config import Settings, load_settings
-from dispatcher.errors import InputError
+from dispatcher.errors import InputError, NotMigratedError
 from dispatcher.webhooks.listening import listen
 
 app = typer.Typer()
@@ -41,6 +41,7 @@ def webhooks(
 async def _serve(settings: Settings, where: str, listening: socket) -> None:
     from dispatcher.cli.common import served
     from dispatcher.store.connect import connect, store_errors
+    from dispatcher.store.migrate import status
     from dispatcher.store.stamp import require_live
     from dispatcher.webhooks.server import serving
 
@@ -50,6 +51,8 @@ async def _serve(settings: Settings, where: str, listening: socket) -> None:
     async with served(settings.database_url, settings.data_dir) as url:
         connection = await connect(url)
         with store_errors(url):
+            if any(each.applied_at is None for each in await status(connection)):
+                raise NotMigratedError
             await require_live(connection)
         await connection.close(timeout=5)
         async with serving(listening, url, settings, _say):

@@ -61,6 +61,8 @@ class Settler:
                 await self.run_once()
             except StoreUnavailableError as error:
                 _log.warning("receipts wait for the database: %s", error)
+            except Exception:
+                _log.exception("receipts were not applied; the next round tries again")
             took_s = liveness_s() - began_s
             await asyncio.sleep(max(_PAUSE_S, _SHARE * took_s))
             await woken_by(self._woken, liveness_s() + EVERY_S)

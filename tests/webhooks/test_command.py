@@ -59,6 +59,11 @@ def test_a_persons_mistake_is_one_line(tmp_path, arguments, settings, line):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_database_that_is_not_migrated_is_refused(empty_url):
+    told = refusal("webhooks", "127.0.0.1:0", "--database-url", empty_url, **SECRET)
+    assert told == "error: database: it is not migrated - run: dripline db migrate\n"
+
+
 def test_webhooks_alone_serve_until_they_are_told_to_end(database_url):
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = f"127.0.0.1:{free.getsockname()[1]}"
