@@ -34,6 +34,7 @@ PARTS: Final = {
     "model": "the schedule on arrays against SimPy",
     "restart": "a shard near its limits is ready again; expired leases are rescued",
     "http": "the HTTP sender against a local gateway",
+    "opt_out": "from the commit of an opt-out to silence, while 100,000 contacts are due",
 }
 """Each is a module of its name with ``async def measure(bench) -> Part``."""
 

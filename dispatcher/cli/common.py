@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -229,6 +230,17 @@ def actor(by: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         return f"uid {os.getuid()}"
+
+
+def confirm(command: str, question: str) -> None:
+    """Ask before ``command`` does what cannot be undone; whoever says no ends it.
+
+    Raises:
+        InputError: there is nobody to be asked.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(command, f"{question} Nobody can be asked here", "give --yes")
+    typer.confirm(question, abort=True)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -53,6 +53,10 @@ class MemoryDatabase:
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
+        self.suppressions: set[str] = set()
+        """Numbers that must never be messaged."""
+        self.gone_opt_outs: set[str] = set()
+        """Numbers of leads that had opted out when they were deleted; PostgreSQL keeps their digests."""
         self.queue: list[Change] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
@@ -185,7 +189,18 @@ class MemoryDatabase:
         self.leads[self._last_lead] = Lead(self._last_lead, phone, trigger=trigger, **columns)
         if trigger:
             self.queue.append(Change((self._last_lead,)))
+        if phone in self.suppressions | self.gone_opt_outs and self.leads[self._last_lead].opted_out_us is None:
+            self.opt_out(self._last_lead)
         return self._last_lead
+
+    def suppress(self, phone: str) -> None:
+        """Put a number on the list of those that must never be messaged; its lead, if there is one, is opted out."""
+        self.suppressions.add(phone)
+        for lead in [row.id for row in self.leads.values() if row.phone == phone and row.opted_out_us is None]:
+            if lead in self.locked_leads:
+                self.opt_outs.setdefault(lead, self.wall_us())
+            else:
+                self.opt_out(lead)
 
     def set_lead(self, lead: int, **columns: Any) -> None:
         """Change columns of a lead; triggers and consents are queued for the enroller."""
@@ -215,8 +230,11 @@ class MemoryDatabase:
         self.set_lead(lead, attributes=attributes)
 
     def delete_lead(self, lead: int) -> None:
-        """Delete a lead; its enrolments stay."""
-        self.queue.append(Change((lead,), self.leads.pop(lead).trigger))
+        """Delete a lead; its enrolments stay, and an opt-out is remembered by its number."""
+        row = self.leads.pop(lead)
+        if row.opted_out_us is not None or lead in self.opt_outs:
+            self.gone_opt_outs.add(row.phone)
+        self.queue.append(Change((lead,), row.trigger))
 
     # What services read --------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class MemoryShardStore:
         lead = database.leads.get(row.lead)
         if lead is None:
             return "trigger removed"
-        if lead.opted_out_us is not None or lead.id in database.opt_outs:
+        if lead.opted_out_us is not None or lead.id in database.opt_outs or row.phone in database.suppressions:
             return "opted out"
         if row.stop_reason is not None:
             return "stopped"

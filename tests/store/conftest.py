@@ -52,6 +52,7 @@ class StoreWorld(Protocol):
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int: ...
     async def set_lead(self, lead: int, **columns: Any) -> None: ...
     async def delete_lead(self, lead: int) -> None: ...
+    async def suppress(self, phone: str) -> None: ...
     async def lock_leads(self, leads: list[int]) -> None: ...
     async def set_now(self, now_us: int) -> None: ...
     def coordinator(self, holder: str = "one") -> CoordinatorStore: ...
@@ -99,6 +100,9 @@ class MemoryWorld:
 
     async def delete_lead(self, lead: int) -> None:
         self.database.delete_lead(lead)
+
+    async def suppress(self, phone: str) -> None:
+        self.database.suppress(phone)
 
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
@@ -238,6 +242,9 @@ class PostgresWorld:
 
     async def delete_lead(self, lead: int) -> None:
         await self._connection.execute("DELETE FROM leads WHERE id = $1", lead)
+
+    async def suppress(self, phone: str) -> None:
+        await self._connection.execute("INSERT INTO suppressions (phone) VALUES ($1)", phone)
 
     async def lock_leads(self, leads: list[int]) -> None:
         if self._locker.is_in_transaction():

@@ -3,7 +3,7 @@
 -- name: lead
 -- By phone first: an id that is somebody else's phone number is that phone's.
 SELECT id, phone, name, niche, trigger, time_zone, opted_in_at, opted_out_at, home_device_id,
-       dripline_now() AS now, dripline_hour() AS hour
+       (SELECT s.reason FROM suppressions s WHERE s.phone = leads.phone) AS suppressed, dripline_now() AS now, dripline_hour() AS hour
 FROM leads WHERE phone = $1 OR id = $2 ORDER BY (phone = $1) DESC LIMIT 1;
 
 -- name: enrolments
@@ -28,6 +28,12 @@ SELECT trigger FROM open_entries WHERE NOT scan_done AND scanned_to < $1;
 SELECT d.name, d.health, d.health_cause, d.gateway_url, b.messages_hour, d.quota_per_hour, b.messages_today,
        d.quota_per_day, b.current_processing, d.in_flight_max
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
+
+-- name: suppressed
+-- A number that is nobody's lead: why it must not be messaged; NULL where only its digest is known.
+SELECT reason FROM suppressions WHERE phone = $1
+UNION ALL
+SELECT NULL FROM suppressed_digests WHERE digest = dripline_digest($1);
 
 -- name: decisions
 SELECT at, actor, action, subject, detail FROM operator_log

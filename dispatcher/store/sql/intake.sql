@@ -55,6 +55,10 @@ WHERE strpos(l.trigger, $1) > 0 AND EXISTS (SELECT FROM dripline_tokens(l.trigge
   AND NOT EXISTS (
       SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = $2
       AND (c.status IN ('active', 'in_doubt') OR $4::text = 'never' OR (c.trigger_kept AND c.entry_trigger = $1)
+           OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())))
+  AND NOT EXISTS (
+      SELECT FROM archived_enrolments c WHERE c.lead_id = l.id AND c.sequence_id = $2
+      AND ($4 = 'never'
            OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())));
 
 -- name: delete_steps
