@@ -149,7 +149,7 @@ async def send_all(
         now_us = START_US
         while (await coordinator.run_once(now_us, 1)).enrol.more:
             pass  # entries are open before the first lead comes
-        await create_leads(connection, leads, entries, 1, lambda _: None)
+        await create_leads(connection, leads, entries, 1)
         await connection.execute("ANALYZE leads")
         while (done := await coordinator.run_once(now_us, 1)).enrol.more:
             pass

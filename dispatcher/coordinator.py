@@ -142,7 +142,7 @@ class Coordinator:
         claimed, silent = 0, []
         for shard, answer in zip(shards, answers, strict=True):
             if isinstance(answer, ShardUnavailableError):
-                _log.warning("shard %d is left out of this pass: %s", shard, answer)
+                _log.warning("shard %d is left out of this pass: %s", shard, answer, extra={"event": "shard_silent"})
                 silent.append(shard)
             elif isinstance(answer, BaseException):
                 raise answer
@@ -209,7 +209,7 @@ class Coordinator:
         self._next_due[rows] = await self._store.next_due([self._fleet.device_id[row] for row in rows.tolist()])
 
     def _next_us(self, ahead_us: int = 0) -> int:
-        able = (self._fleet.shard >= 0) & self._fleet.available & (self._next_free < NEVER_US)
+        able = (self._fleet.shard >= 0) & self._fleet.sends & (self._next_free < NEVER_US)
         return int(np.maximum(self._next_due, self._next_free - ahead_us)[able].min(initial=NEVER_US))
 
     # Registry ------------------------------------------------------------------------------------------------

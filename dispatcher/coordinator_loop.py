@@ -121,13 +121,13 @@ class CoordinatorLoop:
             try:
                 await self._clock.follow(self._coordinator.beat)
             except StoreUnavailableError as error:
-                _log.warning("leadership not renewed: %s", error)
+                _log.warning("leadership not renewed: %s", error, extra={"event": "database_away"})
             except FencedError as error:
                 self._stop(error)
             await asyncio.sleep(self._settings.heartbeat_s)
 
     def _stop(self, error: FencedError) -> None:
-        _log.error("%s: this coordinator stops", error)
+        _log.error("%s: this coordinator stops", error, extra={"event": "superseded"})
         self._tasks.broken = True
         self.wake()
 
@@ -145,7 +145,7 @@ class CoordinatorLoop:
             try:
                 wait_s = await self._work() if self._clock.trusted else _PAUSE_S
             except StoreUnavailableError as error:
-                _log.warning("pass broken off: %s", error)
+                _log.warning("pass broken off: %s", error, extra={"event": "database_away"})
                 wait_s, self._pass_us = _PAUSE_S, 0
             except FencedError as error:
                 self._stop(error)
@@ -187,6 +187,7 @@ class CoordinatorLoop:
                 silent = isinstance(answer, ShardUnavailableError) and isinstance(answer.__cause__, TimeoutError)
                 heard_s[shard] = heard_s[shard] if silent else liveness_s()
                 if answer == -1 or liveness_s() - heard_s[shard] >= self._settings.hung_s:
-                    _log.error("shard %d %s: replaced", shard, "has ended" if answer == -1 else "does not answer")
+                    why = "has ended" if answer == -1 else "does not answer"
+                    _log.error("shard %d %s: replaced", shard, why, extra={"event": "shard_replaced"})
                     heard_s[shard] = liveness_s()
                     await self._replace(shard)

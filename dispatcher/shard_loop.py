@@ -141,10 +141,12 @@ class ShardLoop:
         try:
             await self._clock.follow(self._shard.beat)
         except StoreUnavailableError as error:
-            _log.warning("shard %d could not renew its epoch: %s", self._shard.shard, error)
+            _log.warning(
+                "shard %d could not renew its epoch: %s", self._shard.shard, error, extra={"event": "database_away"}
+            )
         except FencedError as error:
             if not self._fenced:
-                _log.error("%s: this incarnation stops", error)
+                _log.error("%s: this incarnation stops", error, extra={"event": "superseded"})
                 self._fenced = True
                 self._tasks.start(self._settle())
         # Trust may have come back, and the clock may have moved: slots may have come.
@@ -169,7 +171,7 @@ class ShardLoop:
             await self._shard.adopt()
             await self._shard.refresh()
         except StoreUnavailableError as error:
-            _log.warning("shard %d: %s", self._shard.shard, error)
+            _log.warning("shard %d: %s", self._shard.shard, error, extra={"event": "database_away"})
 
     def _hand_over_ready(self) -> float:
         """Begin a hand-over if a slot has come; returns when, in liveness time, to ask again unless woken."""
