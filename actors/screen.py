@@ -73,6 +73,8 @@ class Screen:
         Args:
             data: as Ray's own printing gets it.
         """
+        if data.get("pid") == "autoscaler":
+            return
         who = f"{data.get('actor_name') or data.get('task_name') or 'ray'} {data.get('pid')}"
         for line in data.get("lines", ()):
             if not line.strip():

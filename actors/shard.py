@@ -185,6 +185,11 @@ class DeviceShard:
         """What became due again; see ``Shard.take_due``."""
         return self._owning.take_due()
 
+    async def refresh(self) -> None:
+        """See ``ShardLoop.refresh``; in a rehearsal every offer begins with it."""
+        if not self._virtual:
+            await self._owning.refresh()
+
     async def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """What became of leases; see ``Shard.fate``."""
         return self._owning.fate(token, epoch, enrolment)

@@ -120,6 +120,10 @@ class LocalShards:
         """See ``Shard.take_due``."""
         return self.shards[shard].take_due()
 
+    async def refresh(self, shard: int) -> None:
+        """See ``Shard.refresh``."""
+        await self.shards[shard].refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``Shard.fate``."""
         return self.shards[shard].fate(token, epoch, enrolment)

@@ -222,9 +222,17 @@ class Coordinator:
             self._catalogue = await self._store.catalogue(now_us)
         if versions.devices != self._versions.devices:
             await self._load_fleet(await self._store.fleet())
+            await self._refresh_shards()
         # As read before the rest: what has changed since then is seen by the next pass.
         self._versions = versions
         await self.probe()
+
+    async def _refresh_shards(self) -> None:
+        """Shards know of a device that is back before they are asked for its slots; a silent one looks later."""
+        calls = (self._shards.refresh(shard) for shard in range(self.shards))
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, ShardUnavailableError):
+                raise answer
 
     async def _load_fleet(self, fleet: Fleet) -> None:
         shard = assign(fleet.shard, self.shards)

@@ -64,6 +64,9 @@ class Shards(Protocol):
     async def take_due(self, shard: int) -> DueSoon:
         """What became due again since the shard was asked last, and the devices with an attempt that has ended."""
 
+    async def refresh(self, shard: int) -> None:
+        """Devices have changed: the shard sees it before this returns, not within a second."""
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """``Fate`` of each lease, by the live incarnation; those of another one it says to leave alone."""
 

@@ -125,6 +125,13 @@ class ShardLoop:
         """See ``Shard.take_due``."""
         return self.own.take_due()
 
+    async def refresh(self) -> None:
+        """See at once what has changed of sequences and devices; what fails is seen within a second."""
+        try:
+            await self.own.refresh()
+        except StoreUnavailableError as error:
+            _log.warning("shard %d: %s", self._shard.shard, error, extra={"event": "database_away"})
+
     def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``Shard.fate``."""
         return self.own.fate(token, epoch, enrolment)

@@ -111,6 +111,10 @@ class _Shards:
         """See ``ports.Shards``."""
         return self._shard.take_due()
 
+    async def refresh(self, shard: int) -> None:
+        """See ``ports.Shards``."""
+        await self._shard.refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
         return self._shard.fate(token, epoch, enrolment)

@@ -1,5 +1,17 @@
 -- What changes of sequences and devices wakes the coordinator too; breakers, ramps and the retirement of devices.
 
+-- What inserts nothing wakes nobody: else a pass that finds nothing would be the reason for the next one.
+CREATE OR REPLACE FUNCTION dripline_wake() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_rows) THEN
+        PERFORM pg_notify('dripline_wake', TG_TABLE_NAME);
+    END IF;
+    RETURN NULL;
+END $$;
+DROP TRIGGER dripline_wake ON lead_changes;
+CREATE TRIGGER dripline_wake AFTER INSERT ON lead_changes
+    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION dripline_wake();
+
 -- One notification a transaction, however many rows: PostgreSQL folds equal ones.
 CREATE OR REPLACE FUNCTION dripline_catalogue_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
