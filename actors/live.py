@@ -31,6 +31,7 @@ from dispatcher.store.connect import connect
 from dispatcher.store.statements import statements
 
 LOOK_S = 2.0
+_UNWATCHED_S = 5.0
 _ANSWER_S = 2.0
 _GIVE_UP_S = 120.0
 _DRAIN_S = 15.0
@@ -139,14 +140,15 @@ class Installation:
             self._screen.attention(line, "unfinished")
 
     async def _supervise(self) -> None:
-        """Look after everything every 2 s until told to end; a reason to stop drains first."""
+        """Look after everything until told to end, more often where a person watches; a reason to stop drains first."""
+        every_s = LOOK_S if self._screen.watched else _UNWATCHED_S
         while not self._stop.is_set():
             line = await self.look()
             self._screen.standing(line, outcomes=dict(sorted(self._outcomes.items())))
             if self._settings.hour_s != REAL_HOUR_S:
                 await self._stay_on_loopback()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), LOOK_S)
+                await asyncio.wait_for(self._stop.wait(), every_s)
 
     async def _stay_on_loopback(self) -> None:
         with contextlib.suppress(StoreError):

@@ -44,6 +44,11 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
+    @property
+    def watched(self) -> bool:
+        """Whether there is a live line that somebody may look at."""
+        return self._live is not None
+
     def attention(self, line: str, event: str = "attention", **facts: Any) -> None:
         """Something a person should read."""
         self._say("warning", event, line, facts)

@@ -46,6 +46,7 @@ _GIVE_UP_S: Final = 40.0
 _LOOK_S: Final = 0.25
 _PAUSE_S: Final = (0.5, 1.5)
 _SETTLED_S: Final = 5.0
+_HELD_S: Final = 2.0
 _TAG: Final = "UPDATE leads SET trigger = $2 WHERE phone = $1"
 _SEQUENCES: Final = """
 INSERT INTO sequences (name, is_active, requires_opt_in, sender_policy)
@@ -101,7 +102,7 @@ class Scene:
         await self.connection.execute(_TAG, phone, "paused")
         await self.connection.execute(switch, False)
         # The message may have been faster than the pause: then another lead is enrolled while it lasts.
-        await asyncio.sleep(_SETTLED_S)
+        await asyncio.sleep(_HELD_S)
         if any(arrival.to == phone for arrival in self.gateway.arrivals()[-3:]):
             await self.connection.execute(switch, True)
             return await self.resume()
@@ -115,7 +116,7 @@ class Scene:
         )
         await self.connection.execute(_TAG, phone, "strict")
         await self.connection.execute(health, "offline")
-        await asyncio.sleep(_SETTLED_S)
+        await asyncio.sleep(_HELD_S)
         if any(arrival.to == phone for arrival in self.gateway.arrivals()[-3:]):
             await self.connection.execute(health, "available")
             return await self.back()

@@ -66,6 +66,8 @@ class Coordinator:
         self._rescuer = Rescuer(store, settings, shards)
         self._rebalancer = Rebalancer(store, settings)
         self.epoch = 0
+        self.quiet = False
+        """Whether the shards had nothing to say when they were heard last, and no device waits for what they say."""
         self._partitioned_day = -1
 
     async def take_over(self, now_us: int, shards: int | None = None) -> int:
@@ -112,19 +114,23 @@ class Coordinator:
         claimed, silent = await self._dispatch(now_us, horizon_us)
         return Pass(claimed, enrol, rescue, balance, self._next_us(), self._next_us(horizon_us - 1), silent)
 
-    async def hear(self) -> int:
+    async def hear(self, now_us: int) -> int:
         """Take in what became due and whose slots became free meanwhile; returns the next moment of work.
 
         In production messages end between passes; a shard that does not answer is heard later.
         """
+        self.quiet = True
         answers = await asyncio.gather(
             *(self._shards.take_due(shard) for shard in range(self.shards)), return_exceptions=True
         )
         for answer in answers:
             if isinstance(answer, DueSoon):
+                self.quiet &= not len(answer)
                 self._note_due(answer)
             elif not isinstance(answer, ShardUnavailableError):
                 raise answer
+        full = self._fleet.sends & (self._next_due <= now_us) & (self._next_free >= NEVER_US)
+        self.quiet &= not full.any()
         return self._next_us()
 
     # Dispatch ------------------------------------------------------------------------------------------------

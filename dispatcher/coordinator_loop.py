@@ -16,6 +16,8 @@ from dispatcher.loops import Loops, woken_by
 _log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _LEAST_S = 0.05
+_QUIET = 8
+"""How many times more seldom shards are heard that have nothing to say: a call costs more than all else they do."""
 
 
 class CoordinatorLoop:
@@ -46,6 +48,7 @@ class CoordinatorLoop:
         self._woken = asyncio.Event()
         self._pass_us = 0
         self._probed_s = self._passed_s = 0.0
+        self._hear_s = settings.hear_s
         self._draining = False
         self.enrolled = self.claimed = 0
         """So far."""
@@ -159,7 +162,9 @@ class CoordinatorLoop:
         """A pass if it is time for one, else only news; returns how many seconds nothing needs to be done."""
         now_us = self._clock.now_us()
         if now_us < self._pass_us:
-            self._pass_us = min(self._pass_us, await self._coordinator.hear())
+            self._pass_us = min(self._pass_us, await self._coordinator.hear(now_us))
+            least_s = self._settings.hear_s
+            self._hear_s = min(2 * self._hear_s, _QUIET * least_s) if self._coordinator.quiet else least_s
         else:
             if liveness_s() - self._probed_s >= self._settings.cycle_s:
                 self._probed_s = liveness_s()
@@ -167,6 +172,8 @@ class CoordinatorLoop:
             done = await self._coordinator.run_once(now_us, span_us(self._settings.horizon_s))
             self.enrolled += done.enrol.enrolled
             self.claimed += done.claimed
+            if done.claimed:
+                self._hear_s = self._settings.hear_s
             if done.more:
                 self._pass_us = 0
                 return 0.0
@@ -174,7 +181,7 @@ class CoordinatorLoop:
             if done.silent:
                 self._pass_us = max(self._pass_us, now_us + span_us(_PAUSE_S))
         ahead_s = (self._pass_us - self._clock.now_us()) / SECOND_US
-        return min(max(ahead_s, _LEAST_S), self._settings.hear_s)
+        return min(max(ahead_s, _LEAST_S), self._hear_s)
 
     # Shards --------------------------------------------------------------------------------------------------
 
