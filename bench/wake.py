@@ -4,7 +4,7 @@
 machine. Leads are tagged one by one, by SQL, at random moments; what is taken is the time from sending the statement to
 the arrival at the gateway, by the gateway's log. So are other moments that let a message leave at once: an opt-in that
 a sequence waited for, a sequence that is resumed, a device that is back. Then everything rests for a minute, and the
-processor time of that minute is read, of the engine's processes, of Ray's own daemons and of PostgreSQL.
+processor time of that minute is read, of the engine, of Ray and of PostgreSQL. Linux only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import asyncio
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,8 +41,11 @@ REST_S: Final = 60.0
 ASKED_S: Final = 1.0
 ASKED_SHARE: Final = 0.02
 ENGINE: Final = "engine (run, coordinator, shards)"
+RAY_INSIDE: Final = "Ray's own threads in these processes"
 RAY: Final = "Ray's daemons and idle processes"
 DATABASE: Final = "PostgreSQL"
+_COMM: Final = 15
+"""As much of a thread's name as Linux keeps."""
 _GIVE_UP_S: Final = 40.0
 _LOOK_S: Final = 0.25
 _PAUSE_S: Final = (0.5, 1.5)
@@ -63,6 +67,8 @@ class Scene:
 
     connection: asyncpg.Connection
     gateway: GatewayProcess
+    devices: int
+    """Counted down by those that go and come back."""
     leads: int = 0
 
     async def lead(self) -> str:
@@ -110,10 +116,11 @@ class Scene:
 
     async def back(self) -> float:
         """A device that was offline, with something due that no other may send, is available again."""
-        phone, health = await self.lead(), "UPDATE devices SET health = $1 WHERE number = 1"
-        await self.connection.execute(
-            "UPDATE leads SET home_device_id = (SELECT id FROM devices WHERE number = 1) WHERE phone = $1", phone
-        )
+        # Each time another one: the gap after its last message is nobody's reaction.
+        phone, health = await self.lead(), f"UPDATE devices SET health = $1 WHERE number = {self.devices}"
+        home = "UPDATE leads SET home_device_id = (SELECT id FROM devices WHERE number = $2) WHERE phone = $1"
+        await self.connection.execute(home, phone, self.devices)
+        self.devices -= 1
         await self.connection.execute(_TAG, phone, "strict")
         await self.connection.execute(health, "offline")
         await asyncio.sleep(_HELD_S)
@@ -152,8 +159,8 @@ async def measure(bench: Bench) -> Part:
         await asyncio.sleep(_SETTLED_S)
         await _rest(part, engine.pid, server_pid, whole)
     part.remarks.append(
-        f"{devices:,} devices. A minute's processor time, as a share of one core: what the kernel counts, in hundredths"
-        " of a second a process."
+        f"{devices:,} devices. A minute's processor time, as a share of one core, by thread: those that Ray runs inside"
+        " the engine's processes are told apart."
     )
     return part
 
@@ -164,24 +171,38 @@ async def _rest(part: Part, run_pid: int, server_pid: int, whole: bool) -> None:
     begun_s = time.monotonic()
     await asyncio.sleep(REST_S)
     took_s, after = time.monotonic() - begun_s, _cpu_s(run_pid, server_pid)
-    share = {kind: sum(after[kind].values()) - sum(before[kind].values()) for kind in after}
-    for kind, spent_s in share.items():
-        note = f"{len(after[kind])} processes"
-        part.measures.append(Measure(f"at rest: {kind}", "% of a core", (100 * spent_s / took_s,), {}, note))
-    part.ratios.append(Ratio("engine at rest, share of a core", share[ENGINE] / took_s, ASKED_SHARE, 0.01, True, whole))
+    share = {kind: (after[kind] - before[kind]) / took_s for kind in after}
+    for kind, spent in share.items():
+        part.measures.append(Measure(f"at rest: {kind}", "% of a core", (100 * spent,)))
+    part.ratios.append(Ratio("engine at rest, share of a core", share[ENGINE], ASKED_SHARE, 0.01, True, whole))
 
 
-def _cpu_s(run_pid: int, server_pid: int) -> dict[str, dict[int, float]]:
-    """Processor seconds so far by process, apart by whose they are."""
+def _cpu_s(run_pid: int, server_pid: int) -> dict[str, float]:
+    """Processor seconds so far, apart by whose they are: Ray's threads inside the engine's processes are Ray's."""
     run, server = psutil.Process(run_pid), psutil.Process(server_pid)
     below = run.children(recursive=True)
-    ours = [each for each in below if each.name().startswith(("ray::DeviceShard", "ray::Coordinator"))]
-    groups = {
-        ENGINE: [run, *ours],
-        RAY: [each for each in below if each not in ours],
-        DATABASE: [server, *server.children(recursive=True)],
-    }
-    return {kind: {each.pid: sum(each.cpu_times()[:2]) for each in group} for kind, group in groups.items()}
+    engine = [run, *(each for each in below if each.name().startswith(("ray::DeviceShard", "ray::Coordinator")))]
+    spent: Counter[str] = Counter({ENGINE: 0, RAY_INSIDE: 0, RAY: 0, DATABASE: 0})
+    for each in engine:
+        own = each.name()[:_COMM]
+        for name, seconds in _threads_s(each.pid):
+            spent[ENGINE if name == own else RAY_INSIDE] += seconds
+    for each in below:
+        if each not in engine:
+            spent[RAY] += sum(seconds for _, seconds in _threads_s(each.pid))
+    for each in (server, *server.children(recursive=True)):
+        spent[DATABASE] += sum(seconds for _, seconds in _threads_s(each.pid))
+    return dict(spent)
+
+
+def _threads_s(pid: int) -> list[tuple[str, float]]:
+    """Name and processor seconds of each thread of a process, as Linux counts them."""
+    threads = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            nanoseconds = int((thread / "schedstat").read_text().split()[0])
+            threads.append(((thread / "comm").read_text().strip(), nanoseconds / 1e9))
+    return threads
 
 
 @asynccontextmanager
@@ -201,7 +222,7 @@ async def running(bench: Bench, devices: int) -> AsyncIterator[tuple[Scene, Engi
             await engine.start()
             await asyncio.sleep(_SETTLED_S)
             assert server.pid is not None
-            yield Scene(connection, gateway), engine, server.pid
+            yield Scene(connection, gateway, devices), engine, server.pid
             status = await engine.end()
             if status:
                 print(f"wake: the engine ended with status {status}", file=sys.stderr)

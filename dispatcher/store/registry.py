@@ -56,14 +56,14 @@ def _sequence(row: dict[str, Any], steps: tuple[Step, ...]) -> Sequence:
     return Sequence(**row, steps=steps, send_window=window)
 
 
-async def read_fleet(session: Session) -> Fleet:
-    """All devices."""
-    return _fleet(await session.rows("devices"))
+async def read_fleet(session: Session, shard: int | None = None) -> Fleet:
+    """The devices of a shard; all if none is named."""
+    return _fleet(await session.rows("devices", shard))
 
 
 async def read_devices(connection: asyncpg.Connection) -> Fleet:
     """All devices, for a person's command."""
-    return _fleet(await connection.fetch(statements("catalogue")["devices"]))
+    return _fleet(await connection.fetch(statements("catalogue")["devices"], None))
 
 
 def _fleet(rows: list[asyncpg.Record]) -> Fleet:

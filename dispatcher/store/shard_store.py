@@ -52,7 +52,7 @@ class PostgresShardStore:
 
     async def fleet(self) -> Fleet:
         """The shard's devices."""
-        return (await read_fleet(self._session)).of_shard(self.shard)
+        return await read_fleet(self._session, self.shard)
 
     async def usage(self, since_us: int) -> list[Usage]:
         """Everything reserved after ``since_us``, from ledger and leases in one snapshot."""

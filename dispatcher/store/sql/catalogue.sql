@@ -16,7 +16,7 @@ FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
 -- Available to the engine: healthy, and reachable, except in a rehearsal, whose gateway is the referee. A breaker is
--- open only as long as the device is quarantined because of it.
+-- open only as long as the device is quarantined because of it. Those of one shard, or all.
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour,
        dripline_day_quota(quota_per_day, ramp_per_day) AS quota_per_day, in_flight_max, min_gap_s, shard_id, health,
        health_cause, health = 'available' AND reachable AS available,
@@ -27,6 +27,7 @@ CROSS JOIN LATERAL (SELECT d.gateway_url IS NOT NULL OR NOT EXISTS (
     SELECT FROM dripline_database WHERE kind = 'live') AS reachable) r
 CROSS JOIN LATERAL (SELECT d.health = 'quarantined' AND d.health_cause = 'failures' AND d.breaker_trips > 0
                            AND d.probe_at IS NOT NULL AND r.reachable AS open) b
+WHERE d.shard_id = $1::integer OR $1 IS NULL
 ORDER BY number;
 
 -- name: assign_shards
