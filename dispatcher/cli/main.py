@@ -29,7 +29,7 @@ COMMANDS: Final = {
     "status": ("dispatcher.cli.status:app", "The seed's monitoring at a glance."),
     "import": ("dispatcher.cli.import_leads:app", "Bring in leads from a CSV file."),
     "apply": ("dispatcher.cli.apply:app", "Bring in sequences from a file."),
-    "devices": ("dispatcher.cli.devices:app", "List, add, import and change devices."),
+    "devices": ("dispatcher.cli.devices:app", "List, add, import, change, drain and retire devices."),
     "sequences": ("dispatcher.cli.sequences:app", "Check, list, pause and resume sequences."),
     "leads": ("dispatcher.cli.leads:app", "Triggers on leads that match no open sequence."),
     "suppressions": ("dispatcher.cli.suppressions:app", "Numbers that must never be messaged."),

@@ -147,6 +147,9 @@ class MemoryWorld:
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
+            "breakers": [
+                (row.number, row.trips, row.probe_us, row.ramp_per_day, row.ramp_day) for row in base.devices.values()
+            ],
             "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
             "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
             "heartbeats": sorted(
@@ -182,6 +185,9 @@ TABLES = {
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
+    "breakers": """
+        SELECT number, breaker_trips, dripline_us(probe_at), ramp_per_day, ramp_day - '1970-01-01'::date
+        FROM devices ORDER BY number""",
     "quotas": """
         SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
         FROM device_quota_history h JOIN devices d ON d.id = h.device_id ORDER BY 1, 2, 3, 4""",
