@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
 
 
@@ -74,10 +75,12 @@ class Shards(Protocol):
 
 
 class Versions(NamedTuple):
-    """Counters that every change of sequences or devices raises."""
+    """What a pass asks first: counters that every change of sequences or devices raises, and whether all is paused."""
 
     sequences: int
     devices: int
+    paused: bool = False
+    """Whether the fleet is: nothing may be handed over."""
 
 
 class Beat(NamedTuple):
@@ -179,8 +182,8 @@ class BalanceStore(Protocol):
     async def hold(self, sequence: int, rows: int) -> int:
         """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back."""
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
 
     async def held_sequences(self) -> list[int]:
         """Sequences with held enrolments."""
@@ -294,6 +297,15 @@ class ShardStore(Protocol):
         Args:
             openings: by sequence and time zone, "" for none; of what is not named nothing moves.
         """
+
+    async def late(self, before_us: Mapping[int, int], rows: int) -> Late:
+        """Up to ``rows`` waiting enrolments of the shard's devices that were due before this, by sequence.
+
+        Never one with an attempt in doubt.
+        """
+
+    async def move_late(self, moves: LateMoves, now_us: int) -> int:
+        """Skip or shift enrolments that wait as they did, around what somebody holds; each is written down."""
 
     async def give_back(
         self,

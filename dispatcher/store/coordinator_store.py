@@ -211,9 +211,9 @@ class PostgresCoordinatorStore:
         """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
         return await self._session.changed("hold", sequence, rows)
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back."""
-        return await self._session.changed("unhold", sequence, rows)
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
+        return await self._session.changed("unhold", sequence, rows, now_us)
 
     async def held_sequences(self) -> list[int]:
         """Sequences with held enrolments."""

@@ -219,9 +219,14 @@ class MemoryCoordinatorStore:
             row.held = True
         return len(found)
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back."""
-        found = [row for row in self._database.enrolments.values() if row.held and row.sequence == sequence][:rows]
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
+        database = self._database
+        found = [
+            row
+            for row in database.enrolments.values()
+            if row.held and row.sequence == sequence and not database.paused(row.lead, now_us)
+        ][:rows]
         for row in found:
             row.held = False
         return len(found)

@@ -38,6 +38,7 @@ class Device:
     gateway_url: str | None = None
     gateway_token: str | None = None
     gateway_idempotent: bool = True
+    paused: bool = False
 
 
 class Quota(NamedTuple):
@@ -117,6 +118,21 @@ class Enrolment:
     def waiting(self) -> bool:
         """Active without a lease; without a due moment too, when only the completion is missing."""
         return self.status == "active" and self.device is None
+
+
+class LateStep(NamedTuple):
+    """``late_steps``: what was not sent when it was due."""
+
+    enrolment: int
+    sequence: int
+    lead: int
+    visit: int
+    generation: int
+    step: str
+    due_us: int
+    at_us: int
+    shifted_us: int | None
+    """None: skipped."""
 
 
 @dataclass(slots=True)

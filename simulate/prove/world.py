@@ -54,6 +54,8 @@ class SequencePlan:
     sender_policy: SenderPolicy
     requires_opt_in: bool
     send_window: Window | None
+    max_lateness_h: float | None
+    """What is later is skipped: to shift it would take a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         )
         for day, (trigger, following) in enumerate(zip(triggers, [*triggers[1:], None], strict=True), 1)
     ]
+    late = dice.of("lateness")
     reentry: Reentry = dice.pick(("after_exit", "after_exit", "never", "after_interval"))
     return SequencePlan(
         name=f"Sequence {number + 1}",
@@ -205,6 +208,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
         requires_opt_in=not saturated and dice.chance(0.2),
         send_window=None,
+        max_lateness_h=late.between(0.5, 3) if late.chance(0.2) else None,
     )
 
 

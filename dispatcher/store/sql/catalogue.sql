@@ -2,12 +2,13 @@
 
 -- name: versions
 SELECT max(version) FILTER (WHERE name = 'sequences') AS sequences,
-       max(version) FILTER (WHERE name = 'devices') AS devices
+       max(version) FILTER (WHERE name = 'devices') AS devices,
+       (SELECT paused FROM fleet) AS paused
 FROM catalogue_versions;
 
 -- name: sequences
 SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in, send_from,
-       send_until, send_days, send_time_zone
+       send_until, send_days, send_time_zone, max_lateness_hours AS max_lateness_h, when_late
 FROM sequences ORDER BY id;
 
 -- name: steps
@@ -15,10 +16,10 @@ SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_dela
 FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
--- Available to the engine: healthy, and reachable, except in a rehearsal, whose gateway is the referee.
+-- Available to the engine: healthy, not paused, and reachable, except in a rehearsal, whose gateway is the referee.
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
        in_flight_max, min_gap_s, shard_id, health, health_cause,
-       health = 'available' AND (gateway_url IS NOT NULL OR NOT EXISTS (
+       health = 'available' AND NOT paused AND (gateway_url IS NOT NULL OR NOT EXISTS (
            SELECT FROM dripline_database WHERE kind = 'live')) AS available
 FROM devices ORDER BY number;
 
