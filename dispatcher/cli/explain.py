@@ -46,6 +46,8 @@ class Facts:
     """What operators did about the enrolments."""
     leader: str | None
     """Who leads at present."""
+    paused_since: datetime | None
+    """Since when everything is paused."""
     pause: Row | None
     """The lead's own, while it lasts."""
     late_steps: list[Row]
@@ -101,6 +103,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
             sql["decisions"], [f"lead {lead['id']}", *(f"enrolment {row['id']}" for row in enrolments)]
         ),
         leader=leader["holder"] if leader and leader["alive"] else None,
+        paused_since=await connection.fetchval(sql["paused_since"]),
         pause=await connection.fetchrow(sql["pause"], lead["id"]),
         late_steps=await connection.fetch(sql["late_steps"], [row["id"] for row in enrolments]),
     )
@@ -111,8 +114,8 @@ def show(facts: Facts) -> None:
     _say(f"Lead {facts.lead['id']}: {', '.join(_describe(facts))}")
     if facts.leader is None:
         _say("Nothing is sent at present: no engine is running.")
-    if facts.lead["fleet_paused_since"]:
-        _say(f"Nothing is sent at present: everything is paused since {facts.at(facts.lead['fleet_paused_since'])}.")
+    if facts.paused_since is not None:
+        _say(f"Nothing is sent at present: everything is paused since {facts.at(facts.paused_since)}.")
     _heading("Triggers on the lead")
     tokens = parse(facts.lead["trigger"])
     for token in tokens:

@@ -3,7 +3,7 @@
 -- name: lead
 -- By phone first: an id that is somebody else's phone number is that phone's.
 SELECT id, phone, name, niche, trigger, time_zone, opted_in_at, opted_out_at, home_device_id,
-       dripline_now() AS now, dripline_hour() AS hour, (SELECT paused_since FROM fleet WHERE paused) AS fleet_paused_since
+       dripline_now() AS now, dripline_hour() AS hour
 FROM leads WHERE phone = $1 OR id = $2 ORDER BY (phone = $1) DESC LIMIT 1;
 
 -- name: enrolments
@@ -28,6 +28,10 @@ SELECT trigger FROM open_entries WHERE NOT scan_done AND scanned_to < $1;
 SELECT d.name, d.health, d.health_cause, d.paused, d.pause_reason, d.paused_since, d.gateway_url, b.messages_hour, d.quota_per_hour, b.messages_today,
        d.quota_per_day, b.current_processing, d.in_flight_max
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
+
+-- name: paused_since
+-- When everything was paused.
+SELECT paused_since FROM fleet WHERE paused;
 
 -- name: pause
 SELECT since, nullif(until, 'infinity') AS until, reason FROM paused_leads WHERE lead_id = $1 AND until > dripline_now();
