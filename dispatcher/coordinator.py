@@ -67,6 +67,7 @@ class Coordinator:
         self._rebalancer = Rebalancer(store, settings)
         self.epoch = 0
         self._partitioned_day = -1
+        self._claims = asyncio.Semaphore(settings.claims_at_once)
 
     async def take_over(self, now_us: int, shards: int | None = None) -> int:
         """Raise the epoch and load what is known; devices without a shard get one.
@@ -170,14 +171,15 @@ class Coordinator:
             slots=offer.slots[with_slots],
             slot_us=offer.slot_us,
         )
-        leased = await self._store.claim(
-            want,
-            now_us,
-            epoch=self.epoch,
-            deadline_us=span_us(self._settings.deadline_s),
-            lead_fields=self._reads_lead_fields,
-        )
-        due = await self._shards.deliver(shard, offer.offer, leased)
+        async with self._claims:
+            leased = await self._store.claim(
+                want,
+                now_us,
+                epoch=self.epoch,
+                deadline_us=span_us(self._settings.deadline_s),
+                lead_fields=self._reads_lead_fields,
+            )
+            due = await self._shards.deliver(shard, offer.offer, leased)
         await self._note_claim(asked, want, leased)
         self._note_due(due)
         return 0 if leased is None else len(leased)
