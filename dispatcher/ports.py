@@ -220,7 +220,7 @@ class CoordinatorStore(EnrolStore, RescueStore, BalanceStore, Protocol):
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up.
+        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over.
         """
 
     async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:

@@ -82,10 +82,11 @@ class PostgresCoordinatorStore:
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up.
+        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over.
         """
         async with self._session.transaction() as connection:
             await connection.execute(statements("catalogue")["one_at_a_time"])
+            await connection.execute(statements("catalogue")["forget_pauses"], now_us)
             await connection.execute(statements("catalogue")["forget_handovers"], now_us - kept_us)
             return int(await connection.fetchval(statements("catalogue")["make_partitions"], now_us, days_ahead))
 

@@ -74,8 +74,14 @@ class MemoryCoordinatorStore:
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up.
+        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over.
         """
+        database = self._database
+        database.paused_leads = {
+            lead: until_us
+            for lead, until_us in database.paused_leads.items()
+            if until_us > now_us and lead in database.leads
+        }
         self._database.forget_handovers(now_us - kept_us)
         today = now_us // DAY_US
         return self._database.ledger.make_partitions(today - 1, today + days_ahead)

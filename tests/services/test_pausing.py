@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 DUE = "SELECT array_agg(next_trigger_time ORDER BY id) FROM sequence_contacts"
@@ -42,7 +44,7 @@ async def test_a_pause_holds_at_the_last_look_and_its_end_spreads_what_is_overdu
     await world.tick(30)
     assert sorted(set(world.sent())) == [(f"99910{n}", "fitness_start") for n in range(1, 9)]
     slots = [request.slot_us for request in world.sender.requests]
-    assert min(b - a for a, b in zip(slots, slots[1:], strict=False)) >= 5_000_000
+    assert min(later - earlier for earlier, later in pairwise(slots)) >= 5_000_000
 
 
 async def test_a_backlog_that_is_too_late_costs_a_device_the_slots_of_one_claim(new_world):

@@ -11,6 +11,13 @@ CREATE TABLE fleet (
 INSERT INTO fleet DEFAULT VALUES;
 COMMENT ON TABLE fleet IS 'one row: UPDATE fleet SET paused = true stops every hand-over';
 
+CREATE FUNCTION dripline_keep_fleet() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the fleet is one row: set paused instead';
+END $$;
+CREATE TRIGGER dripline_keep_fleet BEFORE DELETE OR TRUNCATE ON fleet
+    FOR EACH STATEMENT EXECUTE FUNCTION dripline_keep_fleet();
+
 ALTER TABLE devices
     ADD paused       boolean NOT NULL DEFAULT false,
     ADD pause_reason text,

@@ -60,3 +60,8 @@ FROM generate_series((dripline_at($1::bigint) AT TIME ZONE 'UTC')::date - 1,
 DELETE FROM handovers
 WHERE handed_at < dripline_at($1::bigint)
   AND token NOT IN (SELECT token FROM leases);
+
+-- name: forget_pauses
+-- Those that are over, and those of leads that are gone.
+DELETE FROM paused_leads p
+WHERE until <= dripline_at($1::bigint) OR NOT EXISTS (SELECT FROM leads l WHERE l.id = p.lead_id);
