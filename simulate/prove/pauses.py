@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from dispatcher.core.moments import NEVER_US
@@ -16,7 +17,7 @@ _FOR_GOOD_US: Final = 2**62
 
 
 class Pauses:
-    """Operators who pause the fleet, a sequence, a device or a lead.
+    """Operators who pause the fleet, a sequence, a device or leads.
 
     Args:
         stage: where they act.
@@ -32,7 +33,7 @@ class Pauses:
         """By number."""
         self.leads: dict[str, Spans] = {}
         """By phone."""
-        self._kinds = (pause_sequence, pause_sequence, self._pause_fleet, self._pause_device, self._pause_lead)
+        self._kinds = (pause_sequence, pause_sequence, self._pause_fleet, self._pause_device, self._pause_leads)
         self.acts: dict[str, Callable[[Dice, Fault], None]] = {"pause": self._pause}
 
     def _pause(self, dice: Dice, fault: Fault) -> None:
@@ -54,13 +55,13 @@ class Pauses:
         if number in self._database.devices:
             self._database.set_device(number, paused=False)
 
-    def _pause_lead(self, dice: Dice, fault: Fault) -> None:
+    def _pause_leads(self, dice: Dice, fault: Fault) -> None:
+        """About half of them, each by itself."""
         leads = [lead for lead in self._database.leads.values() if lead.id not in self._database.paused_leads]
-        if leads:
-            lead = dice.pick(leads)
+        for lead in [lead for lead in leads if dice.chance(0.5)]:
             self._database.pause_lead(lead.id, NEVER_US)
             spans = self.leads.setdefault(lead.phone, [])
-            self._begin(fault, spans, lambda: self._database.pause_lead(lead.id, None), lead.phone)
+            self._begin(fault, spans, partial(self._database.pause_lead, lead.id, None), lead.phone)
 
     def _begin(self, fault: Fault, spans: Spans, resume: Callable[[], None], what: str) -> None:
         """Write down that a pause has begun, and have it end in time."""

@@ -120,6 +120,10 @@ def draw(seed: int) -> World:
         sequences = tuple(
             replace(each, send_window=_window(dice.of("window", n), faults_end_s)) for n, each in enumerate(sequences)
         )
+    if not saturated and dice.of("late").chance(0.15):
+        sequences = tuple(
+            replace(each, max_lateness_h=dice.of("late", n).between(0.3, 2)) for n, each in enumerate(sequences)
+        )
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
     # Where most leads share a device there is more for it to send than it can, as after an import in the field.
     own = _Own(0, 0.0) if saturated else dice.of("own").pick((_Own(len(devices), 0.2), _Own(2, 0.8)))
@@ -198,7 +202,6 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         )
         for day, (trigger, following) in enumerate(zip(triggers, [*triggers[1:], None], strict=True), 1)
     ]
-    late = dice.of("lateness")
     reentry: Reentry = dice.pick(("after_exit", "after_exit", "never", "after_interval"))
     return SequencePlan(
         name=f"Sequence {number + 1}",
@@ -208,7 +211,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
         requires_opt_in=not saturated and dice.chance(0.2),
         send_window=None,
-        max_lateness_h=late.between(0.5, 3) if late.chance(0.2) else None,
+        max_lateness_h=None,
     )
 
 
