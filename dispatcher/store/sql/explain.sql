@@ -25,8 +25,8 @@ SELECT trigger FROM open_entries WHERE NOT scan_done AND scanned_to < $1;
 
 -- name: device
 -- One device at a time: with a constant the view reads that device's rows only.
-SELECT d.name, d.health, d.health_cause, d.gateway_url, b.messages_hour, d.quota_per_hour, b.messages_today,
-       dripline_day_quota(d.quota_per_day, d.ramp_per_day) AS quota_per_day, b.current_processing, d.in_flight_max
+SELECT d.name, d.health, d.health_cause, d.paused, d.pause_reason, d.paused_since, d.gateway_url, b.messages_hour,
+       d.quota_per_hour, b.messages_today, dripline_day_quota(d.quota_per_day, d.ramp_per_day) AS quota_per_day, b.current_processing, d.in_flight_max
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
 
 -- name: suppressed
@@ -34,6 +34,16 @@ FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 
 SELECT reason FROM suppressions WHERE phone = $1
 UNION ALL
 SELECT NULL FROM suppressed_digests WHERE digest = dripline_digest($1);
+
+-- name: paused_since
+-- When everything was paused.
+SELECT paused_since FROM fleet WHERE paused;
+
+-- name: pause
+SELECT since, nullif(until, 'infinity') AS until, reason FROM paused_leads WHERE lead_id = $1 AND until > dripline_now();
+
+-- name: late_steps
+SELECT step_trigger, due_at, at, shifted_to FROM late_steps WHERE enrolment_id = ANY ($1::bigint[]) ORDER BY at DESC LIMIT 20;
 
 -- name: decisions
 SELECT at, actor, action, subject, detail FROM operator_log
