@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from dispatcher.cli import main as cli
+from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.suppressions import ListReader, export, import_list
 from dispatcher.store.connect import connect
@@ -73,7 +74,7 @@ async def test_an_export_comes_in_again_and_has_everybody_whose_number_is_known(
     assert await connection.fetchval("SELECT source FROM suppressions WHERE phone = '12025550150'") == "lead"
 
 
-def test_the_commands(database_url, listed, tmp_path, monkeypatch, capsys):
+def test_the_commands(database_url, listed, tmp_path, capsys):
     def dripline(*arguments: str) -> tuple[str, str]:
         cli.load("suppressions").main([*arguments, "--database-url", database_url], standalone_mode=False)
         return tuple(capsys.readouterr())
@@ -91,6 +92,8 @@ def test_the_commands(database_url, listed, tmp_path, monkeypatch, capsys):
     assert shown.split("\t")[::2] == ["12025550160", "must not be messaged"]
     assert counts == "3 on the list, 0 leads have opted out, 0 of deleted leads are remembered\n"
     assert dripline("remove", "12025550160", "12025550161") == ("1 removed\n", "12025550161: is not on the list\n")
+    with pytest.raises(InputError, match="none with this phone or id; the number is suppressed: complaint - see"):
+        cli.load("explain").main(["60123456789", "--database-url", database_url], standalone_mode=False)
     said, _ = dripline("export", str(tmp_path / "out.csv"))
     assert said == f"2 numbers: {tmp_path / 'out.csv'}\n"
 

@@ -104,8 +104,7 @@ async def archive_enrolments(
                 return
             last = found[-1]["enrolment_id"]
             name = await connection.fetchval(sql["next_name"])
-            partial = directory / f"{name}{_PARTIAL}"
-            with _Writer(partial, ENROLMENTS) as writer:
+            with _Writer(directory / name, ENROLMENTS) as writer:
                 writer.add(found)
             writer.verify()
             ids = [row["enrolment_id"] for row in found]
@@ -138,7 +137,7 @@ async def archive_day(
         StoreError: others read or write the ledger all the time; the day stays as it was.
     """
     sql, name = statements("archive"), f"ledger_{day['day']:%Y%m%d}.parquet"
-    with _Writer(directory / f"{name}{_PARTIAL}", LEDGER) as writer:
+    with _Writer(directory / name, LEDGER) as writer:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             cursor = await connection.cursor(sql["attempts_of"], day["begins"], day["ends"])
             while found := await cursor.fetch(_FETCH_ROWS):
@@ -169,15 +168,20 @@ async def archive_day(
 
 
 class _Writer:
-    """A Parquet file in the making; a context manager.
+    """A Parquet file in the making, under its name with ``.partial``; a context manager.
 
     Args:
-        path: where; what is there is replaced.
+        path: what it will be called.
         schema: names are those of the rows that come.
+
+    Raises:
+        InputError: there is such a file already, of another database or of a time that this one has forgotten.
     """
 
     def __init__(self, path: Path, schema: Any) -> None:
-        self._path, self._schema = path, schema
+        if path.exists():
+            raise InputError("--to", f"{path} is there already, and not of this database", "name another directory")
+        self._path, self._schema = path.with_name(path.name + _PARTIAL), schema
         self.rows = self._sum = 0
 
     def __enter__(self) -> _Writer:

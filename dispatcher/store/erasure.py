@@ -50,13 +50,15 @@ async def erase(connection: asyncpg.Connection, phones: list[str], actor: str, *
         actor: whose decision it is, for the operators' log.
         dry_run: count, and undo everything.
     """
-    for left in reversed(range(_TRIES)):
+    left = _TRIES
+    while True:
         transaction = connection.transaction()
         await transaction.start()
         try:
             done = await _erase(connection, phones, actor)
         except asyncpg.DeadlockDetectedError:
             await transaction.rollback()  # with a batch of the engine, which locks its rows in another order
+            left -= 1
             if not left:
                 raise
         except BaseException:
@@ -65,7 +67,6 @@ async def erase(connection: asyncpg.Connection, phones: list[str], actor: str, *
         else:
             await (transaction.rollback() if dry_run else transaction.commit())
             return done
-    raise AssertionError("unreachable")
 
 
 async def _erase(connection: asyncpg.Connection, phones: list[str], actor: str) -> Erased:

@@ -154,6 +154,14 @@ async def test_a_file_that_is_on_record_and_gone_stops_the_archive(old, tmp_path
         await run(old, tmp_path)
 
 
+async def test_a_file_of_another_database_is_never_replaced(old, tmp_path):
+    (tmp_path / "enrolments_000001.parquet").write_text("theirs")
+    with pytest.raises(InputError, match="is there already, and not of this database"):
+        await run(old, tmp_path)
+    assert (tmp_path / "enrolments_000001.parquet").read_text() == "theirs"
+    assert await old.value("SELECT count(*) FROM sequence_contacts") == 5
+
+
 async def test_a_rehearsal_is_never_archived(world, tmp_path):
     with pytest.raises(RefusedError, match="rehearsal"):
         await run(world, tmp_path)
