@@ -222,6 +222,18 @@ def moment_us(option: str, text: str) -> int:
     return from_datetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
+def confirm(command: str, question: str) -> None:
+    """Ask a person before something large is done.
+
+    Raises:
+        InputError: nobody is there to be asked.
+        Abort: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(command, f"{question} Nobody can be asked here", "give --yes")
+    typer.confirm(question, abort=True)
+
+
 def actor(by: str | None) -> str:
     """Who decides: ``by``, else the user of this process."""
     if by:
@@ -230,17 +242,6 @@ def actor(by: str | None) -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
         return f"uid {os.getuid()}"
-
-
-def confirm(command: str, question: str) -> None:
-    """Ask before ``command`` does what cannot be undone; whoever says no ends it.
-
-    Raises:
-        InputError: there is nobody to be asked.
-    """
-    if not sys.stdin.isatty():
-        raise InputError(command, f"{question} Nobody can be asked here", "give --yes")
-    typer.confirm(question, abort=True)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

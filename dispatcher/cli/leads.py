@@ -1,4 +1,4 @@
-"""``dripline leads``: what stands on leads, and leads that are deleted with all that is personal."""
+"""``dripline leads``: what stands on leads, leads that pause, and leads that are deleted with all that is personal."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from dispatcher.cli.common import (
     confirm,
     database,
     err,
+    moment_us,
     out,
     progress,
     run,
     show_table,
 )
+from dispatcher.cli.pause import Reason
 from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile, RejectedError
+from dispatcher.intake.pauses import pause_lead, resume_lead
 from dispatcher.intake.phones import NOT_A_NUMBER, check_region, read_phone
 from dispatcher.intake.unmatched import Unmatched, find_unmatched
 from dispatcher.store.erasure import CHUNK, Erased, erase, sweep
 
 app = typer.Typer(
-    help="Look up what stands on leads, and delete leads.",
+    help="Look up what stands on leads; pause, resume and delete leads.",
     no_args_is_help=True,
     epilog="Example: dripline leads unmatched --limit 20",
 )
@@ -42,7 +45,49 @@ _LEFT_STATUS: Final = 1
 
 @app.callback()
 def leads() -> None:
-    """Look up what stands on leads, and delete leads with all that is personal."""
+    """Look up what stands on leads; pause and resume leads, and delete them with all that is personal."""
+
+
+Phone = Annotated[str, typer.Argument(metavar="PHONE", help="As in leads.phone.")]
+
+
+@app.command(epilog="Example: dripline leads pause 60123456789 --until 2026-01-05T09:00:00Z")
+def pause(
+    phone: Phone,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            envvar=[],
+            metavar="MOMENT",
+            show_default="until resumed",
+            help="When it goes on by itself; ISO 8601, without a time zone UTC.",
+        ),
+    ] = None,
+    reason: Reason = None,
+    by: By = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Send a lead nothing for a while; it keeps its places in its sequences."""
+    until_us = None if until is None else moment_us("--until", until)
+
+    async def body() -> bool:
+        async with database(database_url, data_dir) as connection:
+            return await pause_lead(connection, phone, until_us, reason, actor=actor(by))
+
+    out.out(f"{phone}: {'' if run(body()) else 'already '}paused{'' if until is None else f' until {until}'}")
+
+
+@app.command(epilog="Example: dripline leads resume 60123456789")
+def resume(phone: Phone, by: By = None, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Go on with a paused lead; what is overdue leaves as its device has slots."""
+
+    async def body() -> bool:
+        async with database(database_url, data_dir) as connection:
+            return await resume_lead(connection, phone, actor=actor(by))
+
+    out.out(f"{phone}: {'' if run(body()) else 'already '}not paused")
 
 
 @app.command(epilog="Example: dripline leads unmatched --limit 20")

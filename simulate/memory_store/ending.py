@@ -169,6 +169,7 @@ def give_back(database: MemoryDatabase, leases: Iterable[Given], now_us: int) ->
         row.status = "in_doubt" if lease.forgotten else "stopped" if stopped else "active"
         row.finished_us = now_us if stopped else None
         row.trigger_kept = row.trigger_kept or (stopped and row.stop_reason != _TRIGGER_REMOVED)
+        row.held = row.status == "active" and database.paused(row.lead, now_us)
         database.unlease(row)
         database.place(row)
     return given
@@ -250,7 +251,7 @@ class _Ending:
             return None
         assert row.home is not None
         self._database.ledger.add(self._written(row, end, row.home))
-        _next_visit(row)
+        next_visit(row)
         self._database.unlease(row)
         return row
 
@@ -269,7 +270,7 @@ class _Ending:
             if not row.live and (row.status != "failed" or database.live(row.lead, row.sequence) is not None):
                 continue
             stopped = row.stop_reason is not None and end.next_trigger is not None
-            _next_visit(row)
+            next_visit(row)
             row.held = False
             row.home = row.home if database.has_device(row.home) else None
             row.step = end.next_trigger or row.step
@@ -346,7 +347,8 @@ def _leased(database: MemoryDatabase, lease: End | Setback | Given) -> Enrolment
     return row if row is not None and row.token == lease.token else None
 
 
-def _next_visit(row: Enrolment) -> None:
+def next_visit(row: Enrolment) -> None:
+    """An enrolment is past its visit; the caller says where it stands then."""
     row.visit, row.attempt, row.retries = row.visit + 1, 0, 0
     row.last_error, row.pinned, row.resend_text, row.resend_media_url = None, False, None, None
 

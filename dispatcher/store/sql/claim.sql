@@ -95,10 +95,12 @@ WHERE ctid = ANY (ARRAY (
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 
 -- name: unhold
--- May send again: back into the claim's index, longest overdue where they stood.
+-- May send again: back into the claim's index, longest overdue where they stood; not those of paused leads.
 UPDATE sequence_contacts SET held = false
 WHERE ctid = ANY (ARRAY (
-    SELECT c.ctid FROM sequence_contacts c WHERE c.held AND c.sequence_id = $1
+    SELECT c.ctid FROM sequence_contacts c
+    WHERE c.held AND c.sequence_id = $1
+      AND c.lead_id NOT IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($3::bigint))
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 
 -- name: held_sequences

@@ -78,4 +78,5 @@ GROUP BY d.number ORDER BY d.number;
 -- What the forecast cannot know yet, or will not move by itself.
 SELECT (SELECT count(*) FROM sequence_contacts WHERE status = 'in_doubt') AS in_doubt,
        (SELECT count(*) FROM sequence_contacts c WHERE c.status = 'active' AND NOT EXISTS (
-           SELECT FROM sequence_steps s WHERE s.trigger = c.current_trigger)) AS without_step;
+           SELECT FROM sequence_steps s WHERE s.trigger = c.current_trigger)) AS without_step,
+       (SELECT count(*) FROM paused_leads WHERE until > dripline_now()) AS paused_leads;
