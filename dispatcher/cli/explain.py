@@ -116,7 +116,8 @@ async def _why_nobody(connection: asyncpg.Connection, digits: str, id_: int | No
     """What is known where there is no lead, and what to do."""
     sql, nobody = statements("explain"), "there is none with this phone or id"
     for row in await connection.fetch(sql["decisions"], [f"lead {id_}"]):
-        return f"it was deleted {row['at']:%Y-%m-%d %H:%M:%SZ} by {row['actor']}", "nothing personal is left of it"
+        if row["action"] == "leads delete":
+            return f"it was deleted {row['at']:%Y-%m-%d %H:%M:%SZ} by {row['actor']}", "nothing personal is left of it"
     for row in await connection.fetch(sql["suppressed"], digits):
         why = row["reason"] or "its lead had opted out, and was deleted"
         return f"{nobody}; the number is suppressed: {why}", "see: dripline suppressions list"

@@ -7,7 +7,6 @@ number only, and are swept again: by the command, and by the engine every day.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +15,7 @@ import asyncpg
 import numpy as np
 
 from dispatcher.store.bodies import packed, unpacked
+from dispatcher.store.in_doubt import write_log
 from dispatcher.store.session import Connection
 from dispatcher.store.statements import statements
 
@@ -84,14 +84,11 @@ async def _erase(connection: asyncpg.Connection, phones: list[str], actor: str) 
     attempts = await connection.fetchval(sql["wipe_ledger"], enrolments)
     per_lead = Counter(dict.fromkeys(leads, 0))
     per_lead.update(row["lead_id"] for row in found)
-    await connection.execute(
-        statements("in_doubt")["log"],
-        actor,
-        "leads delete",
-        [f"lead {lead}" for lead in per_lead] + ["database"] * bool(replies or listed),
-        [json.dumps({"enrolments": count}) for count in per_lead.values()]
-        + [json.dumps({"replies": len(replies), "suppressions": len(listed)})] * bool(replies or listed),
-    )
+    entries = [(f"lead {lead}", {"enrolments": count}) for lead, count in per_lead.items()]
+    if replies or listed:
+        entries.append(("database", {"replies": len(replies), "suppressions": len(listed)}))
+    if entries:
+        await write_log(connection, actor, "leads delete", entries)
     return Erased(
         leads=len(deleted),
         enrolments=wiped["enrolments"],

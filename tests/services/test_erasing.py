@@ -57,6 +57,14 @@ async def personal(new_world, answer):
     await world.execute("INSERT INTO suppressions (phone, reason) VALUES ('777', 'another one')")
     await world.tick()
     assert [row[4] for row in await world.attempts()].count("in_doubt") == 2
+    await world.execute(
+        "INSERT INTO message_receipts (message, delivered_at, error, gateway_message_id)"
+        " SELECT coalesce(m.gateway_message_id, m.idempotency_key::text), now(), 'to ' || l.phone, 'to ' || l.name"
+        " FROM message_ledger m JOIN leads l ON l.id = m.lead_id"
+    )
+    await world.execute(
+        "INSERT INTO paused_leads (lead_id, reason) SELECT id, name || ' asked' FROM leads WHERE id = 1"
+    )
     return world
 
 
@@ -73,6 +81,9 @@ async def test_nothing_personal_is_left_anywhere_and_everything_is_counted_still
     assert done == Erased(1, 3, 3, 3, 1, 0, frozenset([ANN]))
     assert await holding(world, ANN, "Ann") == set()
     assert await world.rows(outcomes) == before
+    assert await world.value("SELECT count(*) FROM message_receipts WHERE error IS NULL") == 2, (
+        "kept for who settles doubt"
+    )
     assert await world.rows(count.format("sequence_contacts")) == [("active", 2), ("in_doubt", 2), ("stopped", 2)]
     assert [row for row in await world.states() if row[0] == ""] == [
         ("", "a_2", 2, "stopped", False, "lead deleted"),

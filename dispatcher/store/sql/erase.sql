@@ -43,8 +43,23 @@ wiped AS (
 SELECT count(*) AS enrolments, count(*) FILTER (WHERE lived) AS stopped FROM wiped;
 
 -- name: wipe_ledger
--- What gateways said may hold the number, and so may their names of messages.
-WITH accepted AS (
+-- What gateways said may hold the number, and so may their names of messages: here, and in receipts, which are found by
+-- these names or by the message's key.
+WITH told AS MATERIALIZED (
+    SELECT idempotency_key::text AS key, gateway_message_id AS name FROM message_ledger
+    WHERE enrolment_id = ANY ($1::bigint[]) AND outcome = 'accepted'
+    UNION ALL
+    SELECT idempotency_key::text, gateway_message_id FROM message_ledger
+    WHERE enrolment_id = ANY ($1::bigint[]) AND outcome <> 'accepted'
+),
+by_key AS (
+    UPDATE message_receipts SET error = NULL, gateway_message_id = NULL
+    WHERE message = ANY (ARRAY (SELECT key FROM told)) AND (error IS NOT NULL OR gateway_message_id IS NOT NULL)
+),
+by_name AS (
+    DELETE FROM message_receipts WHERE message = ANY (ARRAY (SELECT name FROM told WHERE name IS NOT NULL))
+),
+accepted AS (
     UPDATE message_ledger SET error = NULL, gateway_message_id = NULL
     WHERE enrolment_id = ANY ($1::bigint[]) AND outcome = 'accepted'
       AND (error IS NOT NULL OR gateway_message_id IS NOT NULL) RETURNING 1
@@ -72,7 +87,8 @@ SELECT phone FROM listed;
 DELETE FROM leads WHERE id = ANY ($1::bigint[]) RETURNING phone;
 
 -- name: forget_marks
-WITH archived AS (DELETE FROM archived_enrolments WHERE lead_id = ANY ($1::bigint[]))
+WITH archived AS (DELETE FROM archived_enrolments WHERE lead_id = ANY ($1::bigint[])),
+paused AS (DELETE FROM paused_leads WHERE lead_id = ANY ($1::bigint[]))
 DELETE FROM opt_outs WHERE lead_id = ANY ($1::bigint[]);
 
 -- name: left_over
