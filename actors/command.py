@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,8 @@ from dispatcher.cli.common import DatabaseUrl, DataDir, run
 from dispatcher.errors import DriplineError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from actors.screen import Screen
     from dispatcher.config import Settings
 
@@ -34,6 +38,12 @@ def run_(
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster that is up.", show_default="a local Ray of its own")
+    ] = None,
+    webhooks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", show_default="none are served", help="Take in what gateways tell, beside the engine."
+        ),
     ] = None,
     log: Annotated[
         str | None,
@@ -60,20 +70,26 @@ def run_(
         data_dir=data_dir,
         ray_address=ray_address,
         devices_per_shard=devices_per_shard,
+        webhooks=webhooks,
         log=log,
     )
+    listening = None
+    if settings.webhooks is not None:
+        from dispatcher.webhooks.listening import listen
+
+        listening = listen(settings.webhooks, settings)
     form: logs.Form = settings.log if settings.log != "auto" else ("text" if sys.stderr.isatty() else "json")
     screen = Screen(quiet, settings.cycle_s, form)
     logs.configure(form, "run")
     try:
-        run(_live(settings.model_copy(update={"log": form}), shards, screen))
+        run(_live(settings.model_copy(update={"log": form}), shards, screen, listening))
     except DriplineError as error:
         if not screen.failed(error):
             raise
         raise typer.Exit(error.exit_code) from None
 
 
-async def _live(settings: Settings, shards: int | None, screen: Screen) -> None:
+async def _live(settings: Settings, shards: int | None, screen: Screen, listening: socket | None) -> None:
     from actors.cluster import joined_ray, start
     from actors.live import Installation, ending, http_sender, new_holder
     from actors.preflight import check_database, watched
@@ -92,5 +108,17 @@ async def _live(settings: Settings, shards: int | None, screen: Screen) -> None:
                 line = f"starting {wanted:,} shards (version {version('dripline')}, process {os.getpid()})"
                 screen.news(line, "started", devices=devices.devices, shards=wanted)
                 cluster = start(settings, wanted, http_sender, holder=holder, virtual=False, answer_s=_ANSWER_S)
-                async with watched(url, settings.data_dir, stop, screen.attention):
+                beside = _webhooks(listening, url, settings, screen.news)
+                async with beside, watched(url, settings.data_dir, stop, screen.attention):
                     await Installation(cluster, settings, holder, stop, screen).live(devices)
+
+
+def _webhooks(
+    listening: socket | None, url: str, settings: Settings, say: Callable[[str], None]
+) -> AbstractAsyncContextManager[None]:
+    """Webhooks beside the engine, where they are wanted."""
+    if listening is None:
+        return nullcontext()
+    from dispatcher.webhooks.server import serving
+
+    return serving(listening, url, settings, say)

@@ -11,12 +11,13 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from dispatcher.errors import InputError
 
 SETTINGS_FILE = "dripline.toml"
+SECRET_CHARACTERS = 16
 
 
 class Settings(BaseSettings):
@@ -63,6 +64,20 @@ class Settings(BaseSettings):
     breaker_base_s: float = Field(30.0, gt=0, description="pause before one message may try a failing device")
     breaker_cap_s: float = Field(900.0, gt=0, description="longest such pause; each one is twice the one before")
     key_retention_s: float = Field(86_400.0, gt=0, description="how long gateways remember idempotency keys")
+    webhooks: str | None = Field(None, description="HOST:PORT where gateways tell what became of messages")
+    webhook_secret: SecretStr | None = Field(
+        None, description="what gateways of the generic contract sign their events with"
+    )
+    webhook_window_s: float = Field(300.0, gt=0, description="how far a signature's time may be from ours")
+    whatsapp_app_secret: SecretStr | None = Field(None, description="the secret of the Meta app whose webhooks come in")
+    whatsapp_verify_token: SecretStr | None = Field(None, description="what Meta says when a webhook is registered")
+
+    @field_validator("webhook_secret", "whatsapp_app_secret", "whatsapp_verify_token")
+    @classmethod
+    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < SECRET_CHARACTERS:
+            raise ValueError(f"it must have at least {SECRET_CHARACTERS} characters: it is all that keeps others out")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -138,6 +138,8 @@ class Coordinator:
     # Dispatch ------------------------------------------------------------------------------------------------
 
     async def _dispatch(self, now_us: int, horizon_us: int) -> tuple[int, tuple[int, ...]]:
+        if self._versions.paused:
+            return 0, ()
         asked = (self._fleet.shard >= 0) & (self._next_due <= now_us) & (self._next_free < now_us + horizon_us)
         shards = np.flatnonzero(np.bincount(self._fleet.shard[asked])).tolist()
         answers = await asyncio.gather(
@@ -226,6 +228,8 @@ class Coordinator:
         self._next_due[rows] = await self._store.next_due([self._fleet.device_id[row] for row in rows.tolist()])
 
     def _next_us(self, ahead_us: int = 0) -> int:
+        if self._versions.paused:
+            return NEVER_US
         able = (self._fleet.shard >= 0) & self._fleet.sends & (self._next_free < NEVER_US)
         return int(np.maximum(self._next_due, self._next_free - ahead_us)[able].min(initial=NEVER_US))
 

@@ -14,6 +14,7 @@ from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Lease
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
 
 
@@ -78,10 +79,12 @@ class Shards(Protocol):
 
 
 class Versions(NamedTuple):
-    """Counters that every change of sequences or devices raises."""
+    """What a pass asks first: counters that every change of sequences or devices raises, and whether all is paused."""
 
     sequences: int
     devices: int
+    paused: bool = False
+    """Whether the fleet is: nothing may be handed over."""
 
 
 class Beat(NamedTuple):
@@ -183,8 +186,8 @@ class BalanceStore(Protocol):
     async def hold(self, sequence: int, rows: int) -> int:
         """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back."""
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
 
     async def held_sequences(self) -> list[int]:
         """Sequences with held enrolments."""
@@ -221,7 +224,8 @@ class CoordinatorStore(EnrolStore, RescueStore, BalanceStore, Protocol):
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up; ramps of devices grow by a day's step.
+        Records of hand-overs older than ``kept_us`` are given up, what was written about erased leads since, and pauses
+        of leads that are over; ramps of devices grow by a day's step.
         """
 
     async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:
@@ -298,6 +302,15 @@ class ShardStore(Protocol):
         Args:
             openings: by sequence and time zone, "" for none; of what is not named nothing moves.
         """
+
+    async def late(self, before_us: Mapping[int, int], rows: int) -> Late:
+        """Up to ``rows`` waiting enrolments of the shard's devices that were due before this, by sequence.
+
+        Never one with an attempt in doubt.
+        """
+
+    async def move_late(self, moves: LateMoves, now_us: int) -> int:
+        """Skip or shift enrolments that wait as they did, around what somebody holds; each is written down."""
 
     async def give_back(
         self,

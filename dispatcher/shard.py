@@ -37,6 +37,7 @@ from dispatcher.core.messages import compiled
 from dispatcher.core.moments import NEVER_US, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import FencedError
+from dispatcher.latecomers import Latecomers
 from dispatcher.ports import Fate, Sender, ShardStore, Versions
 from dispatcher.slots import SlotBook
 from dispatcher.windows import SendWindows
@@ -84,6 +85,7 @@ class Shard:
         self._trusted_until_s = 0.0
         self._completer = Completer(store, settings, self._written)
         self._windows = SendWindows(store, span_us(settings.deadline_s))
+        self._latecomers = Latecomers(store, settings)
         self._pending: list[Leased] = []
         self._out: dict[int, Leased] = {}
         self._batches = 0
@@ -243,6 +245,9 @@ class Shard:
         back |= dict.fromkeys(await self._unknown_steps(leased), "unknown step")
         catalogue = self._catalogue  # as it is rendered from: steps may be edited until the outcome is known
         remain = np.setdiff1d(np.arange(len(leased)), list(back))
+        too_late = self._latecomers.among(leased, remain, catalogue)
+        back |= dict.fromkeys(too_late.tolist(), "too late")
+        remain = np.setdiff1d(remain, too_late)
         leased, opens_us = await self._windows.look(leased, remain, catalogue)
         shut = np.flatnonzero(opens_us > leased.slot_us)
         back |= dict.fromkeys(shut.tolist(), "window shut")
@@ -255,6 +260,9 @@ class Shard:
             back = dict.fromkeys(range(len(leased)), "epoch not renewed") | back
         if back:
             await self._give_back(leased, back, now_us, opens_us)
+        if len(too_late) and self.trusted:
+            due = await self._latecomers.move(catalogue, now_us)
+            self._due += due
         if len(shut) and self.trusted:
             await self._windows.postpone(leased.take(shut), catalogue, now_us)
         leaves, sayable = np.ones((2, len(leased)), np.bool_)
@@ -333,7 +341,9 @@ class Shard:
         held = part.slot_us >= 0
         self._slots.give_back(part.device[held], part.slot_us[held])
         stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
-        due_us = np.maximum(part.due_us, now_us)
+        # What is paused or too late is as late as it is: nobody claims it as it stands.
+        late = [reason in ("paused", "too late") for reason in back.values()]
+        due_us = np.where(late, part.due_us, np.maximum(part.due_us, now_us))
         if opens_us is not None:
             shut = [reason == "window shut" for reason in back.values()]
             due_us[shut] = opens_us[rows][shut]

@@ -13,6 +13,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import psutil
 import pytest
 
@@ -182,7 +184,7 @@ def new_world(database_url: str, tmp_path: Path) -> Iterator[Callable[..., World
         quota: int,
         gap_s: float,
         gateway: Sequence[str] = (),
-        **settings: float,
+        **settings: float | str,
     ) -> World:
         process = GatewayProcess(tmp_path / "arrivals.jsonl", *gateway)
         gateways.append(process)
@@ -290,6 +292,36 @@ def test_a_drain_waits_for_what_is_under_way(new_world):
     assert world.rows("SELECT * FROM sequence_contacts WHERE lease_token IS NOT NULL") == []
     assert world.rows("SELECT * FROM heartbeats WHERE name = 'coordinator' AND expires_at > now()") == []
     assert world.violations() == {}
+
+
+@pytest.mark.slow
+def test_what_a_gateway_hides_it_tells_afterwards_and_nobody_has_to_decide(new_world, monkeypatch):
+    """No keys are honoured and a third of the answers say nothing: without receipts all of those were held."""
+    monkeypatch.setenv("DRIPLINE_WEBHOOK_SECRET", "gateways-secret-hush")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    hiding = ("--not-idempotent", "--fail", "lost=0.15,5xx=0.2", "--tell", f"http://{where}/webhooks/gateway")
+    world = new_world(
+        devices=5, leads=20, steps=2, quota=12, gap_s=0.2, hour_s=5, gateway=hiding, webhooks=where,
+        webhook_secret="gateways-secret-hush", **BRISK,
+    )  # fmt: skip
+    world.rows("UPDATE devices SET gateway_idempotent = false")
+    with running(world) as run:
+        world.rows(TAG)
+        world.wait_until(world.completed, 90)
+        run.process.send_signal(signal.SIGTERM)
+        run.wait_for("draining")
+        assert httpx.get(f"http://{where}/healthz", trust_env=False).json() == {"status": "ok"}
+        run.wait_for("in doubt settled")
+        assert run.process.wait(60) == 0
+    did = Counter(each.answer for each in world.attempts())
+    assert did["accepted"] == 40
+    assert did["failed"] > 0
+    assert set(world.violations()) <= {"ledger"}  # which knows better than the answers in the gateway's log
+    settled = world.rows("SELECT detail::jsonb ->> 'as' AS word FROM operator_log WHERE actor = 'a gateway''s receipt'")
+    assert {row["word"] for row in settled} == {"accepted", "not-sent"}
+    assert world.rows("SELECT * FROM sequence_contacts WHERE status <> 'completed'") == []
+    assert "hush" not in " ".join(run.said)
 
 
 def test_a_rehearsal_an_empty_database_and_short_hours_on_real_gateways_are_refused(database_url, empty_url):

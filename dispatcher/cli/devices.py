@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dispatcher.cli.common import DatabaseUrl, DataDir, database, err, out, progress, run, show_table
+from dispatcher.cli.common import By, DatabaseUrl, DataDir, actor, database, err, out, progress, run, show_table
+from dispatcher.cli.pause import Reason
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.devices import (
     Device,
@@ -23,11 +24,12 @@ from dispatcher.intake.devices import (
     list_devices,
     retire_device,
 )
+from dispatcher.intake.pauses import pause_device
 
 _LOOK_S = 1.0
 
 app = typer.Typer(
-    help="List, add, import, change, drain and retire devices.",
+    help="List, add, import, change, pause, drain and retire devices.",
     no_args_is_help=True,
     epilog="Example: dripline devices list",
 )
@@ -68,7 +70,7 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
         (
             row["name"],
             row["phone"] or "-",
-            row["health"] + (f" ({row['health_cause']})" if row["health_cause"] else ""),
+            row["health"] + (f" ({row['health_cause']})" if row["health_cause"] else "") + _paused(row),
             f"{row['messages_hour']}/{row['quota_per_hour']}",
             f"{row['messages_today']}/{row['quota_per_day']}"
             + (f" ({row['ramp_per_day']})" if row["ramp_per_day"] else ""),
@@ -210,6 +212,46 @@ def retire(
 def _to_leave(left: Remaining) -> str:
     doubt = f" and {left.in_doubt:,} in doubt (dripline in-doubt list)" if left.in_doubt else ""
     return f"{left.active:,} enrolments{doubt} still call it home"
+
+
+@app.command(epilog="Example: dripline devices pause d-1 --reason 'owner is travelling'")
+def pause(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    reason: Reason = None,
+    by: By = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Stop a device's hand-overs; what it is home to waits for it. To move that elsewhere, set --health draining."""
+    _switch(name, True, reason, by, database_url, data_dir)
+
+
+@app.command(epilog="Example: dripline devices resume d-1")
+def resume(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    by: By = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Go on with a paused device; what is overdue is spread over its quota."""
+    _switch(name, False, None, by, database_url, data_dir)
+
+
+def _switch(
+    name: str, paused: bool, reason: str | None, by: str | None, database_url: DatabaseUrl, data_dir: DataDir
+) -> None:
+    async def body() -> bool:
+        async with database(database_url, data_dir) as connection:
+            return await pause_device(connection, name, paused, reason, actor=actor(by))
+
+    changed = run(body())
+    out.out(f"{name}: {'' if changed else 'already '}{'paused' if paused else 'not paused'}")
+
+
+def _paused(row: dict[str, Any]) -> str:
+    if not row["paused"]:
+        return ""
+    return ", paused" + (f" ({row['pause_reason']})" if row["pause_reason"] else "")
 
 
 def _given(context: typer.Context) -> Device:

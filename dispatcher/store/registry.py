@@ -18,7 +18,7 @@ from dispatcher.store.statements import statements
 async def read_versions(session: Session) -> Versions:
     """The versions in force; cheap enough for every pass."""
     row = await session.row("versions")
-    return Versions(row["sequences"], row["devices"])
+    return Versions(row["sequences"], row["devices"], row["paused"])
 
 
 async def read_catalogue(session: Session) -> Catalogue:

@@ -34,6 +34,8 @@ class Turns:
         self.per_hour, self.per_day = fleet.quota_per_hour.copy(), fleet.quota_per_day.copy()
         self.available, self._left = fleet.available.copy(), fleet.left.copy()
         self.paused = np.array([name in world.paused for name in steps.names], np.bool_)
+        self.standing = world.standing
+        """Whether the whole fleet is paused."""
         self._cause: dict[int, str | None] = {}
         self._row = {name: row for row, name in enumerate(fleet.name)}
         self._moved_to = np.zeros(len(fleet), np.int64)
@@ -92,6 +94,8 @@ class Turns:
             case BansLifted():
                 rows = [row for row in self._rows(event.names).tolist() if self._cause.get(row) == _BANNED]
                 self._health(rows, "available", None)
+            case Switch(sequence=None):
+                self.standing = not event.active
             case Switch():
                 self.paused[[name == event.sequence for name in self._steps.names]] = not event.active
             case OptOut():

@@ -12,6 +12,7 @@ import numpy as np
 
 from dispatcher.core.fleet import Fleet, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.triggers import parse
 from dispatcher.ports import Versions
 from simulate.memory_store.epochs import shard_seat
 from simulate.memory_store.ledger import DAY_US, Ledger
@@ -23,6 +24,7 @@ from simulate.memory_store.rows import (
     Epoch,
     Handover,
     Heartbeat,
+    LateStep,
     Lead,
     OpenEntry,
     Quota,
@@ -48,16 +50,23 @@ class MemoryDatabase:
         """By number, ascending."""
         self.quotas: list[Quota] = []
         self.sequences: dict[int, Sequence] = {}
+        self.paused_leads: dict[int, int] = {}
+        """Until when, by id."""
         self.leads: dict[int, Lead] = {}
         """By id, ascending."""
         self.locked_leads: set[int] = set()
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
+        self.suppressions: set[str] = set()
+        """Numbers that must never be messaged."""
+        self.gone_opt_outs: set[str] = set()
+        """Numbers of leads that had opted out when they were deleted; PostgreSQL keeps their digests."""
         self.queue: list[Change] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
         self.ledger = Ledger()
+        self.late_steps: list[LateStep] = []
         self.handovers: dict[int, list[Handover]] = {}
         """By token, in the order they were written."""
         self.epochs: dict[str, Epoch] = {}
@@ -155,6 +164,10 @@ class MemoryDatabase:
         """Switch a sequence on or off."""
         self.set_sequence(sequence, is_active=is_active)
 
+    def pause_fleet(self, paused: bool) -> None:
+        """Stop every hand-over, or go on."""
+        self._versions = self._versions._replace(paused=paused)
+
     def edit_step(self, trigger: str, **columns: Any) -> None:
         """Change a step: text, next step, delay; ``columns`` by the names of ``Step``."""
         row = self._with_step(trigger)
@@ -201,7 +214,18 @@ class MemoryDatabase:
         self.leads[self._last_lead] = Lead(self._last_lead, phone, trigger=trigger, **columns)
         if trigger:
             self.queue.append(Change((self._last_lead,)))
+        if phone in self.suppressions | self.gone_opt_outs and self.leads[self._last_lead].opted_out_us is None:
+            self.opt_out(self._last_lead)
         return self._last_lead
+
+    def suppress(self, phone: str) -> None:
+        """Put a number on the list of those that must never be messaged; its lead, if there is one, is opted out."""
+        self.suppressions.add(phone)
+        for lead in [row.id for row in self.leads.values() if row.phone == phone and row.opted_out_us is None]:
+            if lead in self.locked_leads:
+                self.opt_outs.setdefault(lead, self.wall_us())
+            else:
+                self.opt_out(lead)
 
     def set_lead(self, lead: int, **columns: Any) -> None:
         """Change columns of a lead; triggers and consents are queued for the enroller."""
@@ -226,13 +250,44 @@ class MemoryDatabase:
         """The lead wants messages (again)."""
         self.set_lead(lead, opted_in_us=self.wall_us(), opted_out_us=None)
 
+    def pause_lead(self, lead: int, until_us: int | None) -> None:
+        """Nothing goes to the lead until then; None: it goes on."""
+        if until_us is None:
+            self.paused_leads.pop(lead, None)
+        else:
+            self.paused_leads[lead] = until_us
+
     def set_attributes(self, lead: int, attributes: dict[str, Any]) -> None:
         """Write other attributes."""
         self.set_lead(lead, attributes=attributes)
 
     def delete_lead(self, lead: int) -> None:
-        """Delete a lead; its enrolments stay."""
-        self.queue.append(Change((lead,), self.leads.pop(lead).trigger))
+        """Delete a lead; its enrolments stay, and an opt-out is remembered by its number."""
+        row = self.leads.pop(lead)
+        if row.opted_out_us is not None or lead in self.opt_outs:
+            self.gone_opt_outs.add(row.phone)
+        self.queue.append(Change((lead,), row.trigger))
+
+    def retry(self, enrolment: int) -> bool:
+        """An operator has what has failed tried again; whether it is: not of a lead that has left or entered anew."""
+        row = self.enrolments[enrolment]
+        lead = self.leads.get(row.lead)
+        anew = self.live(row.lead, row.sequence) is not None or any(
+            other.sequence == row.sequence and other.id > row.id for other in self.of_lead.get(row.lead, ())
+        )
+        if row.status != "failed" or lead is None or lead.id in self.locked_leads or anew or not row.trigger_kept:
+            return False
+        if lead.opted_out_us is not None or lead.id in self.opt_outs or row.entry not in parse(lead.trigger):
+            return False
+        if not any(step.trigger == row.step for each in self.sequences.values() for step in each.steps):
+            return False
+        row.status, row.generation, row.attempt, row.retries = "active", row.generation + 1, 0, 0
+        row.last_error, row.pinned, row.resend_text, row.resend_media_url = None, False, None, None
+        row.stop_reason, row.finished_us, row.trigger_kept = None, None, False
+        row.held, row.due_us = True, self.wall_us()
+        row.home = row.home if self.has_device(row.home) else None
+        self.place(row)
+        return True
 
     # What services read --------------------------------------------------------------------------------------
 
@@ -271,6 +326,10 @@ class MemoryDatabase:
         active = self.active_sequences()
         return active.difference(self.problems) if self.problems else active
 
+    def paused(self, lead: int, now_us: int) -> bool:
+        """Whether a lead is."""
+        return self.paused_leads.get(lead, now_us) > now_us
+
     def in_force(self, seat: str, epoch: int) -> bool:
         """Whether a seat's epoch is still this one."""
         row = self.epochs.get(seat)
@@ -289,7 +348,7 @@ class MemoryDatabase:
             quota_per_day=np.array([row.day_quota for row in rows], np.int32),
             in_flight_max=np.array([row.in_flight_max for row in rows], np.int32),
             min_gap_s=np.array([row.min_gap_s for row in rows], np.float64),
-            available=np.array([row.health == "available" for row in rows], np.bool_),
+            available=np.array([row.health == "available" and not row.paused for row in rows], np.bool_),
             left=np.array(
                 [is_left(row.health, row.health_cause, row.trips) for row in rows],
                 np.bool_,

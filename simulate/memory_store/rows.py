@@ -38,6 +38,7 @@ class Device:
     gateway_url: str | None = None
     gateway_token: str | None = None
     gateway_idempotent: bool = True
+    paused: bool = False
     breaker_trips: int = 0
     probe_us: int | None = None
     ramp_per_day: int | None = None
@@ -54,7 +55,7 @@ class Device:
     def trips(self) -> int:
         """How often in a row the breaker has opened; 0 while it is closed."""
         failing = self.health == "quarantined" and self.health_cause == "failures" and self.probe_us is not None
-        return self.breaker_trips if failing else 0
+        return self.breaker_trips if failing and not self.paused else 0
 
 
 class Quota(NamedTuple):
@@ -134,6 +135,21 @@ class Enrolment:
     def waiting(self) -> bool:
         """Active without a lease; without a due moment too, when only the completion is missing."""
         return self.status == "active" and self.device is None
+
+
+class LateStep(NamedTuple):
+    """``late_steps``: what was not sent when it was due."""
+
+    enrolment: int
+    sequence: int
+    lead: int
+    visit: int
+    generation: int
+    step: str
+    due_us: int
+    at_us: int
+    shifted_us: int | None
+    """None: skipped."""
 
 
 @dataclass(slots=True)

@@ -54,6 +54,8 @@ class SequencePlan:
     sender_policy: SenderPolicy
     requires_opt_in: bool
     send_window: Window | None
+    max_lateness_h: float | None
+    """What is later is skipped: to shift it would take a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,10 @@ def draw(seed: int) -> World:
     if not saturated and dice.of("windows").chance(0.3):
         sequences = tuple(
             replace(each, send_window=_window(dice.of("window", n), faults_end_s)) for n, each in enumerate(sequences)
+        )
+    if not saturated and dice.of("late").chance(0.15):
+        sequences = tuple(
+            replace(each, max_lateness_h=dice.of("late", n).between(0.3, 2)) for n, each in enumerate(sequences)
         )
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
     # Where most leads share a device there is more for it to send than it can, as after an import in the field.
@@ -208,6 +214,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
         requires_opt_in=not saturated and dice.chance(0.2),
         send_window=None,
+        max_lateness_h=None,
     )
 
 

@@ -146,9 +146,12 @@ WHERE d.number = b.number
 
 -- name: give_back
 -- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here. One whose
--- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good.
+-- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good. What waits for a
+-- paused lead leaves the claim's way.
 UPDATE sequence_contacts c
 SET attempt = c.attempt - 1,
+    held = NOT g.forgotten AND coalesce(c.stop_reason, g.stop) IS NULL
+           AND c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($5::bigint)),
     next_trigger_time = greatest(c.next_trigger_time, dripline_at(g.due)),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,

@@ -55,6 +55,10 @@ WHERE strpos(l.trigger, $1) > 0 AND EXISTS (SELECT FROM dripline_tokens(l.trigge
   AND NOT EXISTS (
       SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = $2
       AND (c.status IN ('active', 'in_doubt') OR $4::text = 'never' OR (c.trigger_kept AND c.entry_trigger = $1)
+           OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())))
+  AND NOT EXISTS (
+      SELECT FROM archived_enrolments c WHERE c.lead_id = l.id AND c.sequence_id = $2
+      AND ($4 = 'never'
            OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())));
 
 -- name: delete_steps
@@ -62,13 +66,13 @@ DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
 
 -- name: insert_sequence
 INSERT INTO sequences (name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in,
-                       send_from, send_until, send_days, send_time_zone)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id;
+                       send_from, send_until, send_days, send_time_zone, max_lateness_hours, when_late)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id;
 
 -- name: update_sequence
 UPDATE sequences SET name = $2, trigger_prefix = $3, is_active = $4, reentry = $5, reentry_interval_h = $6,
                      sender_policy = $7, requires_opt_in = $8, send_from = $9, send_until = $10, send_days = $11,
-                     send_time_zone = $12
+                     send_time_zone = $12, max_lateness_hours = $13, when_late = $14
 WHERE id = $1;
 
 -- name: write_steps
@@ -113,8 +117,8 @@ SELECT token, sum(leads)::bigint AS leads, sum(opted_out)::bigint AS opted_out,
 FROM lists, dripline_tokens(trigger) token GROUP BY token ORDER BY leads DESC, token;
 
 -- name: device_list
-SELECT d.name, d.phone, d.health, d.health_cause, d.quota_per_hour, d.quota_per_day, d.in_flight_max, d.min_gap_s,
-       d.ramp_per_day, b.messages_hour, b.messages_today, b.current_processing, d.gateway_url
+SELECT d.name, d.phone, d.health, d.health_cause, d.paused, d.pause_reason, d.quota_per_hour, d.quota_per_day,
+       d.in_flight_max, d.min_gap_s, d.ramp_per_day, b.messages_hour, b.messages_today, b.current_processing, d.gateway_url
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.number;
 
 -- name: device_of_phone
