@@ -14,6 +14,8 @@ from typing import Any, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dispatcher.core.moments import NEVER_US
+
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Int8s = NDArray[np.int8]
@@ -213,6 +215,16 @@ class DueSoon(Columns):
 
     number: Int32s
     due_us: Int64s
+
+    @classmethod
+    def earliest(cls, parts: Sequence[tuple[Int32s, Int64s]]) -> DueSoon:
+        """Of devices and moments, which may repeat, the earliest moment a device, by number."""
+        if not parts:
+            return cls(np.zeros(0, np.int32), np.zeros(0, np.int64))
+        number, inverse = np.unique(np.concatenate([device for device, _ in parts]), return_inverse=True)
+        due_us = np.full(len(number), NEVER_US, np.int64)
+        np.minimum.at(due_us, inverse, np.concatenate([moment for _, moment in parts]))
+        return cls(number, due_us)
 
 
 @dataclass(frozen=True, slots=True)
