@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.lateness import Late, LateMoves
@@ -63,6 +64,9 @@ class Shards(Protocol):
 
     async def take_due(self, shard: int) -> DueSoon:
         """What became due again since the shard was asked last, and the devices with an attempt that has ended."""
+
+    async def refresh(self, shard: int) -> None:
+        """Devices have changed: the shard sees it before this returns, not within a second."""
 
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """``Fate`` of each lease, by the live incarnation; those of another one it says to leave alone."""
@@ -220,7 +224,8 @@ class CoordinatorStore(EnrolStore, RescueStore, BalanceStore, Protocol):
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over.
+        Records of hand-overs older than ``kept_us`` are given up, what was written about erased leads since, and pauses
+        of leads that are over; ramps of devices grow by a day's step.
         """
 
     async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:
@@ -320,6 +325,15 @@ class ShardStore(Protocol):
 
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
         """Write ends of attempts, ledger and progress, in one transaction."""
+
+    async def set_breakers(self, turned: Turned) -> int:
+        """Write how devices' breakers stand: quarantined until a message may try, or, with no trips, available again.
+
+        Where somebody else has said what a device's health is, that stands. Returns how many were written.
+
+        Args:
+            turned: devices by their numbers.
+        """
 
     async def close(self) -> None:
         """Close the connections."""

@@ -192,7 +192,12 @@ class Shard:
         while len(self._seen) > _TOKENS_KEPT:
             self._seen.pop(next(iter(self._seen)))
         if not self._slots.fill(leased):
-            _log.warning("claim %d came after its offer: %d enrolments wait again", leased.token, len(leased))
+            _log.warning(
+                "claim %d came after its offer: %d enrolments wait again",
+                leased.token,
+                len(leased),
+                extra={"event": "late_claim"},
+            )
             leased = leased.replace(slot_us=np.full(len(leased), -1, np.int64))
         self._pending.append(leased)
         self.woken.set()
@@ -303,7 +308,7 @@ class Shard:
             async for outcomes in self._sender.send(outgoing):
                 book(outcomes)
         except Exception:
-            _log.exception("shard %d: the sender broke off", self.shard)
+            _log.exception("shard %d: the sender broke off", self.shard, extra={"event": "sender_broke_off"})
         rows = np.flatnonzero(untold)
         if len(rows):
             book(
@@ -412,7 +417,7 @@ class Shard:
             said: texts and media URLs of what was handed over; None where nothing was.
             catalogue: where they go from here.
         """
-        self._slots.book(leased, outcomes)
+        self._slots.book(leased, outcomes, handed=said is not None)
         idempotent = self._slots.idempotent(leased.device)
         self._completer.add(ends_of(leased, keys, outcomes, said, catalogue, idempotent, self._settings))
         self.woken.set()
@@ -430,8 +435,12 @@ class Shard:
     # Completion ----------------------------------------------------------------------------------------------
 
     async def complete(self, now_us: int) -> int:
-        """Write all ends gathered so far; returns how many."""
-        return await self._completer.flush(now_us, self.epoch)
+        """Write all ends gathered so far, and which devices have turned out to fail; returns how many ends."""
+        written = await self._completer.flush(now_us, self.epoch)
+        turned = self._slots.take_turned()
+        if turned is not None:
+            await persistently(lambda: self._store.set_breakers(turned))
+        return written
 
     def _written(self, ends: Ends) -> None:
         accepted = Coded.of(ends.outcome).where(lambda outcome: outcome in ("accepted", "repeat"))

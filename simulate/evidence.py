@@ -86,7 +86,9 @@ WHERE l.trigger <> '' AND l.opted_out_at IS NULL
               WHERE NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
                                 AND c.sequence_id = e.sequence_id AND c.status IN ('active', 'in_doubt'))
                 AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
-                                AND c.sequence_id = e.sequence_id AND c.status NOT IN ('active', 'in_doubt')))
+                                AND c.sequence_id = e.sequence_id AND c.status NOT IN ('active', 'in_doubt'))
+                AND NOT EXISTS (SELECT FROM archived_enrolments c WHERE c.lead_id = l.id
+                                AND c.sequence_id = e.sequence_id))
 """
 _BY_HAND_SQL: Final = """
 SELECT DISTINCT l.enrolment_id, l.visit, l.generation

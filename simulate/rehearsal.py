@@ -405,6 +405,7 @@ def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, 
 def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
     """What was asked for, beside what the figures name themselves; nothing that depends on the machine."""
     here = {"database_url", "data_dir", "ray_address", "devices_per_shard", "claims_at_once"}
+    here |= {"webhooks", "webhook_secret", "webhook_window_s", "whatsapp_app_secret", "whatsapp_verify_token"}
     return {
         "days": plan.days,
         "start": plan.start.isoformat(),

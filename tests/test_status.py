@@ -75,8 +75,8 @@ JOIN devices d ON d.name = v.home LEFT JOIN devices l ON l.name = v.leased ORDER
 INSERT INTO claims (token, shard_epoch, enrolments)
 SELECT 7, 1, array_agg(id) FROM sequence_contacts WHERE lease_token = 7;
 INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
-    accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, error)
-SELECT 1, 1, 1, 1, t, t, t, t, d.id, gen_random_uuid(), 1, n, 1, 'accepted', 'fitness_start', NULL
+    accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
+SELECT 1, 1, 1, 1, t, t, t, t, d.id, gen_random_uuid(), 1, n, 1, 'accepted', 'fitness_start', 'm-' || n
 FROM generate_series(1, 4) n, devices d, LATERAL (SELECT dripline_now() - n * interval '10 minutes' AS t)
 WHERE d.name = 'd-1';
 INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
@@ -84,6 +84,11 @@ INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due
 SELECT 2, 1, 2, 1, t, t, t, d.id, gen_random_uuid(), 1, 0, n, 'refused', 'fitness_start', 'HTTP 503'
 FROM generate_series(1, 2) n, devices d, LATERAL (SELECT dripline_now() - n * interval '2 hours' AS t)
 WHERE d.name = 'd-1';
+INSERT INTO message_receipts (message, delivered_at, read_at, failed_at, error)
+SELECT idempotency_key::text, reserved_at + interval '5 s', NULL::timestamptz, NULL::timestamptz, NULL
+FROM message_ledger WHERE gateway_message_id = 'm-1'
+UNION ALL SELECT 'm-1', dripline_now(), dripline_now(), NULL, NULL
+UNION ALL SELECT 'm-2', NULL, NULL, dripline_now(), '131026: undeliverable';
 """
 
 
@@ -260,10 +265,11 @@ Devices
 d-1: available; 4 of 4 this hour, 4 of 800 today, 0 of 50 in progress; it has used up its hour
 
 Last attempts
-2026-01-06 11:50:00\tfitness_start\t1\td-1\taccepted\t
-2026-01-06 11:40:00\tfitness_start\t1\td-1\taccepted\t
-2026-01-06 11:30:00\tfitness_start\t1\td-1\taccepted\t
-2026-01-06 11:20:00\tfitness_start\t1\td-1\taccepted\t
+2026-01-06 11:50:00\tfitness_start\t1\td-1\taccepted\t\t\
+delivered 2026-01-06 11:50:05, read 2026-01-06 12:00:00
+2026-01-06 11:40:00\tfitness_start\t1\td-1\taccepted\t\tfailed 2026-01-06 12:00:00 (131026: undeliverable)
+2026-01-06 11:30:00\tfitness_start\t1\td-1\taccepted\t\t
+2026-01-06 11:20:00\tfitness_start\t1\td-1\taccepted\t\t
 """
 
 

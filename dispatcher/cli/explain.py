@@ -36,6 +36,8 @@ class Facts:
     hour: timedelta
     catalogue: Catalogue
     enrolments: list[Row]
+    archived: list[Row]
+    """What is known of earlier enrolments that were archived, a row a sequence."""
     queued: bool
     """Whether changes of this lead wait for the enroller."""
     unsearched: set[str]
@@ -84,7 +86,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
     id_ = int(digits) if which.isdigit() and len(digits) < 19 else None
     lead = await connection.fetchrow(sql["lead"], digits, id_)
     if not digits or lead is None:
-        raise InputError(f"lead {which!r}", "there is none with this phone or id", "write the phone as in leads.phone")
+        raise InputError(f"lead {which!r}", *await _why_nobody(connection, digits, id_))
     enrolments = await connection.fetch(sql["enrolments"], lead["id"])
     homes = {row["home_device_id"] for row in enrolments} | {lead["home_device_id"]}
     devices = {id_: await connection.fetchrow(sql["device"], id_) for id_ in homes if id_ is not None}
@@ -95,6 +97,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         hour=lead["hour"],
         catalogue=Catalogue.of(await read_sequences(connection)),
         enrolments=enrolments,
+        archived=await connection.fetch(statements("archive")["archived_of"], lead["id"]),
         queued=bool(await connection.fetchval(sql["queued"], lead["id"])),
         unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
         devices={id_: row for id_, row in devices.items() if row is not None},
@@ -107,6 +110,17 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         pause=await connection.fetchrow(sql["pause"], lead["id"]),
         late_steps=await connection.fetch(sql["late_steps"], [row["id"] for row in enrolments]),
     )
+
+
+async def _why_nobody(connection: asyncpg.Connection, digits: str, id_: int | None) -> tuple[str, str]:
+    """What is known where there is no lead, and what to do."""
+    sql, nobody = statements("explain"), "there is none with this phone or id"
+    for row in await connection.fetch(sql["decisions"], [f"lead {id_}"]):
+        return f"it was deleted {row['at']:%Y-%m-%d %H:%M:%SZ} by {row['actor']}", "nothing personal is left of it"
+    for row in await connection.fetch(sql["suppressed"], digits):
+        why = row["reason"] or "its lead had opted out, and was deleted"
+        return f"{nobody}; the number is suppressed: {why}", "see: dripline suppressions list"
+    return nobody, "write the phone as in leads.phone"
 
 
 def show(facts: Facts) -> None:
@@ -126,7 +140,10 @@ def show(facts: Facts) -> None:
     for row in facts.enrolments:
         name = _sequence_name(facts, row["sequence_id"])
         _say(f"{name}, entered by {row['entry_trigger']} {facts.at(row['enrolled_at'])}: {why_enrolment(facts, row)}")
-    if not facts.enrolments:
+    for row in facts.archived:
+        name, many = _sequence_name(facts, row["sequence_id"]), row["enrolments"]
+        _say(f"{name}: {many} earlier, archived; the last one finished {facts.at(row['finished_at'])}")
+    if not facts.enrolments and not facts.archived:
         _say("none, never")
     _heading("Devices")
     for device in facts.devices.values():
@@ -135,7 +152,7 @@ def show(facts: Facts) -> None:
         _say("none yet: a home device is chosen with the first enrolment")
     _heading("Last attempts")
     show_table(
-        ("slot", "step", "attempt", "device", "outcome", "error"),
+        ("slot", "step", "attempt", "device", "outcome", "error", "receipt"),
         [
             (
                 f"{row['reserved_at']:%Y-%m-%d %H:%M:%S}",
@@ -144,6 +161,7 @@ def show(facts: Facts) -> None:
                 row["device"] or "removed",
                 row["outcome"].replace("_", " "),
                 row["error"] or "",
+                _receipt(row),
             )
             for row in facts.attempts
         ],
@@ -179,7 +197,8 @@ def why_trigger(facts: Facts, token: str) -> str:
             f"{opens}, but stayed on the lead after that enrolment {kept['status']}: it enrols again once it has"
             " been taken off and set anew"
         )
-    if mine and (refused := _reentry(facts, sequence, mine)):
+    earlier = [*mine, *(row for row in facts.archived if row["sequence_id"] == sequence.id)]
+    if earlier and (refused := _reentry(facts, sequence, earlier)):
         return f"{opens}, but {refused}"
     if facts.queued or token in facts.unsearched:
         return f"{opens}, waits for the enroller"
@@ -303,6 +322,7 @@ def _describe(facts: Facts) -> list[str]:
     found += [f"{name} {lead[name]}" for name in ("name", "niche", "time_zone") if lead[name]]
     found += [f"opted in {facts.at(lead['opted_in_at'])}"] if lead["opted_in_at"] else []
     found += [f"OPTED OUT {facts.at(lead['opted_out_at'])}"] if lead["opted_out_at"] else []
+    found += [f"ON THE SUPPRESSION LIST: {lead['suppressed']}"] if lead["suppressed"] else []
     return [text.replace("time_zone", "time zone") for text in found]
 
 
@@ -320,6 +340,13 @@ def _retries(row: Row) -> str:
 def _detail(detail: str) -> str:
     """A decision's detail, which is JSON, for people."""
     return ", ".join(f"{name} {value}" for name, value in json.loads(detail).items())
+
+
+def _receipt(row: Row) -> str:
+    """What gateways told of an attempt since it left."""
+    moments = {"delivered": row["delivered_at"], "read": row["read_at"], "failed": row["failed_at"]}
+    told = [f"{name} {moment:%Y-%m-%d %H:%M:%S}" for name, moment in moments.items() if moment]
+    return ", ".join(told) + (f" ({row['failure']})" if row["failure"] else "")
 
 
 def _heading(text: str) -> None:

@@ -57,6 +57,8 @@ class Standing:
     """Entries whose leads are still being looked for."""
     unmatched_triggers: int
     unmatched_leads: int
+    archived: list[dict[str, Any]]
+    """Enrolments and attempts that have left the database, by kind."""
 
 
 @app.command(name="status", epilog="Example: dripline status --json")
@@ -116,6 +118,7 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
         searches=_rows(await connection.fetch(sql["searches"])),
         unmatched_triggers=len({each.trigger for each in unmatched}),
         unmatched_leads=sum(each.leads for each in unmatched),
+        archived=_rows(await connection.fetch(statements("archive")["archived"])),
     )
 
 
@@ -167,6 +170,12 @@ def show(standing: Standing) -> None:
         _line("unmatched", f"{text} - see: dripline leads unmatched", "yellow")
     else:
         _line("unmatched", "none: every trigger on a lead enrols it")
+    if standing.archived:
+        _heading("archive")
+    for row in standing.archived:
+        what = "enrolments finished" if row["kind"] == "enrolments" else "attempts"
+        text = f"{row['rows']:,} {what} until {row['last_at']:%Y-%m-%d}, {row['files']:,} files"
+        _line("archived", f"{text}, the last ones in {row['directory']}")
 
 
 def _engine(standing: Standing) -> str:

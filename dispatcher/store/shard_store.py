@@ -9,6 +9,7 @@ import asyncpg
 import numpy as np
 
 from dispatcher.core.batches import Coded, Int64s, Leased
+from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.lateness import Late, LateMoves
@@ -53,7 +54,7 @@ class PostgresShardStore:
 
     async def fleet(self) -> Fleet:
         """The shard's devices."""
-        return (await read_fleet(self._session)).of_shard(self.shard)
+        return await read_fleet(self._session, self.shard)
 
     async def usage(self, since_us: int) -> list[Usage]:
         """Everything reserved after ``since_us``, from ledger and leases in one snapshot."""
@@ -167,3 +168,9 @@ class PostgresShardStore:
         """Write ends of attempts, ledger and progress, in one transaction. Safe to repeat after a lost answer."""
         async with self._session.transaction() as connection:
             await write_ends(connection, ends, now_us, epoch=epoch, deadline_us=deadline_us)
+
+    async def set_breakers(self, turned: Turned) -> int:
+        """Write how devices' breakers stand: quarantined until a message may try, or, without trips, available."""
+        return await self._session.changed(
+            "set_breakers", turned.device.tolist(), turned.trips.tolist(), turned.probe_us.tolist()
+        )

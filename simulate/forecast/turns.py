@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Indices, Int32s, Int64s
+from dispatcher.core.fleet import is_left
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.routing import plan_homes
 from simulate.forecast.state import State
@@ -118,7 +119,7 @@ class Turns:
 
     def _health(self, rows: list[int], health: str, cause: str | None) -> None:
         self.available[rows] = health == "available"
-        self._left[rows] = health in ("draining", "offline") or (health == "quarantined" and cause != "quality")
+        self._left[rows] = is_left(health, cause, 0)
         self._cause.update(dict.fromkeys(rows, cause))
 
     def _rehome(self) -> None:

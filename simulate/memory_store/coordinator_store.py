@@ -74,7 +74,7 @@ class MemoryCoordinatorStore:
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over.
+        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over; ramps grow.
         """
         database = self._database
         database.paused_leads = {
@@ -84,6 +84,7 @@ class MemoryCoordinatorStore:
         }
         self._database.forget_handovers(now_us - kept_us)
         today = now_us // DAY_US
+        self._database.grow_ramps(today)
         return self._database.ledger.make_partitions(today - 1, today + days_ahead)
 
     # Enrolment -----------------------------------------------------------------------------------------------

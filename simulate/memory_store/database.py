@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,12 +10,12 @@ from uuid import UUID
 
 import numpy as np
 
-from dispatcher.core.fleet import Fleet
+from dispatcher.core.fleet import Fleet, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.core.triggers import parse
 from dispatcher.ports import Versions
 from simulate.memory_store.epochs import shard_seat
-from simulate.memory_store.ledger import Ledger
+from simulate.memory_store.ledger import DAY_US, Ledger
 from simulate.memory_store.rows import (
     BreachError,
     Change,
@@ -57,6 +58,10 @@ class MemoryDatabase:
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
+        self.suppressions: set[str] = set()
+        """Numbers that must never be messaged."""
+        self.gone_opt_outs: set[str] = set()
+        """Numbers of leads that had opted out when they were deleted; PostgreSQL keeps their digests."""
         self.queue: list[Change] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
@@ -90,6 +95,7 @@ class MemoryDatabase:
         self._last_device += 1
         device = Device(self._last_device, columns.pop("id", UUID(int=self._last_device)), name, **columns)
         self.devices[device.number] = device
+        self._begin_ramp(device)
         self._keep_quota(device)
         self.devices_changed()
         return device.number
@@ -101,14 +107,17 @@ class MemoryDatabase:
     def set_device(self, number: int, **columns: Any) -> None:
         """Change columns of a device. Another ``shard_id`` supersedes the former owner."""
         device = self.devices[number]
-        owner, quotas = device.shard_id, (device.quota_per_hour, device.quota_per_day)
+        owner, ramp = device.shard_id, (device.ramp_per_day, device.ramp_day)
+        quotas = device.quota_per_hour, device.day_quota
         for column, value in columns.items():
             setattr(device, column, value)
+        if ramp[0] != device.ramp_per_day and ramp[1] == device.ramp_day:
+            self._begin_ramp(device)
         if owner is not None and owner != device.shard_id:
             seat = self.epochs.get(shard_seat(owner))
             if seat is not None:
                 seat.epoch = self.next_number()
-        if quotas != (device.quota_per_hour, device.quota_per_day):
+        if quotas != (device.quota_per_hour, device.day_quota):
             self._keep_quota(device)
         self.devices_changed()
 
@@ -124,8 +133,19 @@ class MemoryDatabase:
         del self.devices[number]
         self.devices_changed()
 
+    def grow_ramps(self, today: int) -> None:
+        """A day's step of every ramp that has not grown on day ``today`` yet; at its quota it is over."""
+        for device in self.devices.values():
+            if device.ramp_day is not None and device.ramp_per_day is not None and device.ramp_day < today:
+                grown = math.ceil(device.ramp_per_day * device.ramp_growth)
+                over = grown >= device.quota_per_day
+                self.set_device(device.number, ramp_per_day=None if over else grown, ramp_day=None if over else today)
+
+    def _begin_ramp(self, device: Device) -> None:
+        device.ramp_day = None if device.ramp_per_day is None else self.wall_us() // DAY_US
+
     def _keep_quota(self, device: Device) -> None:
-        self.quotas.append(Quota(device.number, self.wall_us(), device.quota_per_hour, device.quota_per_day))
+        self.quotas.append(Quota(device.number, self.wall_us(), device.quota_per_hour, device.day_quota))
 
     # Sequences -----------------------------------------------------------------------------------------------
 
@@ -194,7 +214,18 @@ class MemoryDatabase:
         self.leads[self._last_lead] = Lead(self._last_lead, phone, trigger=trigger, **columns)
         if trigger:
             self.queue.append(Change((self._last_lead,)))
+        if phone in self.suppressions | self.gone_opt_outs and self.leads[self._last_lead].opted_out_us is None:
+            self.opt_out(self._last_lead)
         return self._last_lead
+
+    def suppress(self, phone: str) -> None:
+        """Put a number on the list of those that must never be messaged; its lead, if there is one, is opted out."""
+        self.suppressions.add(phone)
+        for lead in [row.id for row in self.leads.values() if row.phone == phone and row.opted_out_us is None]:
+            if lead in self.locked_leads:
+                self.opt_outs.setdefault(lead, self.wall_us())
+            else:
+                self.opt_out(lead)
 
     def set_lead(self, lead: int, **columns: Any) -> None:
         """Change columns of a lead; triggers and consents are queued for the enroller."""
@@ -231,8 +262,11 @@ class MemoryDatabase:
         self.set_lead(lead, attributes=attributes)
 
     def delete_lead(self, lead: int) -> None:
-        """Delete a lead; its enrolments stay."""
-        self.queue.append(Change((lead,), self.leads.pop(lead).trigger))
+        """Delete a lead; its enrolments stay, and an opt-out is remembered by its number."""
+        row = self.leads.pop(lead)
+        if row.opted_out_us is not None or lead in self.opt_outs:
+            self.gone_opt_outs.add(row.phone)
+        self.queue.append(Change((lead,), row.trigger))
 
     def retry(self, enrolment: int) -> bool:
         """An operator has what has failed tried again; whether it is: not of a lead that has left or entered anew."""
@@ -311,18 +345,16 @@ class MemoryDatabase:
             number=np.array([row.number for row in rows], np.int32),
             shard=np.array([-1 if row.shard_id is None else row.shard_id for row in rows], np.int32),
             quota_per_hour=np.array([row.quota_per_hour for row in rows], np.int32),
-            quota_per_day=np.array([row.quota_per_day for row in rows], np.int32),
+            quota_per_day=np.array([row.day_quota for row in rows], np.int32),
             in_flight_max=np.array([row.in_flight_max for row in rows], np.int32),
             min_gap_s=np.array([row.min_gap_s for row in rows], np.float64),
             available=np.array([row.health == "available" and not row.paused for row in rows], np.bool_),
             left=np.array(
-                [
-                    row.health in ("draining", "offline")
-                    or (row.health == "quarantined" and row.health_cause != "quality")
-                    for row in rows
-                ],
+                [is_left(row.health, row.health_cause, row.trips) for row in rows],
                 np.bool_,
             ),
+            trips=np.array([row.trips for row in rows], np.int32),
+            probe_us=np.array([row.probe_us if row.trips else 0 for row in rows], np.int64),
             idempotent=np.array([row.gateway_idempotent for row in rows], np.bool_),
             device_id=[row.id for row in rows],
             name=[row.name for row in rows],

@@ -370,11 +370,13 @@ def _suppress(database: MemoryDatabase, lead: int, at_us: int) -> None:
 
 
 def suppress_waiting(database: MemoryDatabase, rows: int) -> None:
-    """Mark opt-outs that waited for a lead's row."""
+    """Mark opt-outs that waited for a lead's row; that of one who is gone by then is remembered by its number."""
     free = [lead for lead in sorted(database.opt_outs) if lead in database.leads and lead not in database.locked_leads]
     gone = [lead for lead in database.opt_outs if lead not in database.leads]
     for lead in free[:rows]:
         _suppress(database, lead, database.opt_outs[lead])
+    for lead in gone:
+        database.gone_opt_outs.update(row.phone for row in database.of_lead.get(lead, ()) if not row.live)
     for lead in [*free[:rows], *gone]:
         del database.opt_outs[lead]
 

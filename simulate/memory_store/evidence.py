@@ -119,7 +119,7 @@ def _stamp(at_us: int) -> int:
 
 def _ready(device: Device) -> bool:
     """Whether the device can send: available, with an owner and a quota."""
-    limit = min(device.quota_per_hour, device.quota_per_day, device.in_flight_max)
+    limit = min(device.quota_per_hour, device.day_quota, device.in_flight_max)
     return device.health == "available" and not device.paused and device.shard_id is not None and limit > 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dispatcher.core.batches import Coded, Int64s, Leased
+from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.lateness import Late, LateMoves
@@ -108,7 +109,7 @@ class MemoryShardStore:
         lead = database.leads.get(row.lead)
         if lead is None:
             return "trigger removed"
-        if lead.opted_out_us is not None or lead.id in database.opt_outs:
+        if lead.opted_out_us is not None or lead.id in database.opt_outs or row.phone in database.suppressions:
             return "opted out"
         if row.stop_reason is not None:
             return "stopped"
@@ -215,6 +216,20 @@ class MemoryShardStore:
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
         """Write ends of attempts, ledger and progress. Safe to repeat."""
         write_ends(self._database, ends, now_us, epoch=epoch, deadline_us=deadline_us)
+
+    async def set_breakers(self, turned: Turned) -> int:
+        """Write how devices' breakers stand: quarantined until a message may try, or, without trips, available."""
+        written = 0
+        columns = (turned.device.tolist(), turned.trips.tolist(), turned.probe_us.tolist())
+        for device, trip, probe in zip(*columns, strict=True):
+            row = self._database.devices.get(device)
+            failing = row is not None and (row.health, row.health_cause) == ("quarantined", "failures")
+            if row is not None and (failing or (trip and row.health == "available")):
+                row.health, row.health_cause = ("quarantined", "failures") if trip else ("available", None)
+                row.breaker_trips, row.probe_us = trip, probe if trip else None
+                written += 1
+        self._database.devices_changed()
+        return written
 
     def _devices(self) -> list[Device]:
         return [device for device in self._database.devices.values() if device.shard_id == self.shard]

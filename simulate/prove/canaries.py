@@ -117,9 +117,9 @@ def _restart_forgets_in_flight(patches: ExitStack) -> None:
 def _unknown_uncounted(patches: ExitStack) -> None:
     real = slots.SlotBook.book
 
-    def book(self: Any, leased: Any, outcomes: Any) -> None:
+    def book(self: Any, leased: Any, outcomes: Any, **how: bool) -> None:
         unsent = np.where(outcomes.outcome == Outcome.IN_DOUBT, int(Outcome.REFUSED), outcomes.outcome)
-        real(self, leased, outcomes.replace(outcome=unsent.astype(np.int8)))
+        real(self, leased, outcomes.replace(outcome=unsent.astype(np.int8)), **how)
 
     _put(patches, slots.SlotBook, "book", book)
 

@@ -169,6 +169,9 @@ def _settings(dice: Dice, saturated: bool) -> Settings:
         "retry_base_s": dice.between(1, 10),
         "retry_cap_s": dice.between(10, 40),
         "resend_limit": dice.whole(0, 5),
+        "breaker_failures": 0 if saturated else dice.of("breaker").pick((0, 1, 2, 4)),
+        "breaker_base_s": dice.of("breaker pause").between(1, 10),
+        "breaker_cap_s": dice.of("breaker cap").between(10, 40),
         "key_retention_s": hour_s * (200 if saturated else dice.pick((6, 24, 200))),
     }
     defaults = {name: field.default for name, field in Settings.model_fields.items()}

@@ -111,6 +111,10 @@ class _Shards:
         """See ``ports.Shards``."""
         return self._shard.take_due()
 
+    async def refresh(self, shard: int) -> None:
+        """See ``ports.Shards``."""
+        await self._shard.refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
         return self._shard.fate(token, epoch, enrolment)
@@ -180,7 +184,7 @@ class World:
                 await self.shard.hand_over(self.now_us, self.now_us)
                 await self.shard.complete(self.now_us)
                 self._note_late()
-                pass_us = min(pass_us, await self.coordinator.hear())
+                pass_us = min(pass_us, await self.coordinator.hear(self.now_us))
                 slot_us = self.shard.next_slot_us
             pass_us = max(pass_us, self.now_us + _LEAST_US)
             act_us = self._acts[0][0] if self._acts else NEVER_US

@@ -54,6 +54,7 @@ class StoreWorld(Protocol):
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int: ...
     async def set_lead(self, lead: int, **columns: Any) -> None: ...
     async def delete_lead(self, lead: int) -> None: ...
+    async def suppress(self, phone: str) -> None: ...
     async def lock_leads(self, leads: list[int]) -> None: ...
     async def pause_fleet(self, paused: bool) -> None: ...
     async def pause_lead(self, lead: int, until_us: int | None) -> None: ...
@@ -104,6 +105,9 @@ class MemoryWorld:
 
     async def delete_lead(self, lead: int) -> None:
         self.database.delete_lead(lead)
+
+    async def suppress(self, phone: str) -> None:
+        self.database.suppress(phone)
 
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
@@ -157,6 +161,9 @@ class MemoryWorld:
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
+            "breakers": [
+                (row.number, row.trips, row.probe_us, row.ramp_per_day, row.ramp_day) for row in base.devices.values()
+            ],
             "late_steps": sorted(map(tuple, base.late_steps)),
             "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
             "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
@@ -193,6 +200,9 @@ TABLES = {
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
+    "breakers": """
+        SELECT number, breaker_trips, dripline_us(probe_at), ramp_per_day, ramp_day - '1970-01-01'::date
+        FROM devices ORDER BY number""",
     "late_steps": """
         SELECT enrolment_id, sequence_id, lead_id, visit, generation, step_trigger,
                dripline_us(due_at), dripline_us(at), dripline_us(shifted_to)
@@ -257,6 +267,9 @@ class PostgresWorld:
 
     async def delete_lead(self, lead: int) -> None:
         await self._connection.execute("DELETE FROM leads WHERE id = $1", lead)
+
+    async def suppress(self, phone: str) -> None:
+        await self._connection.execute("INSERT INTO suppressions (phone) VALUES ($1)", phone)
 
     async def lock_leads(self, leads: list[int]) -> None:
         if self._locker.is_in_transaction():

@@ -53,6 +53,9 @@ found AS (
           AND (c.status IN ('active', 'in_doubt') OR e.reentry = 'never'
                OR (c.trigger_kept AND c.entry_trigger = e.trigger)
                OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)))
+      AND NOT EXISTS (
+          SELECT FROM archived_enrolments c WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id
+          AND (e.reentry = 'never' OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)))
     ORDER BY l.id, e.sequence_id, t.token
 )
 SELECT string_agg(int8send(lead), '') AS lead, string_agg(int4send(place::integer - 1), '') AS entry,

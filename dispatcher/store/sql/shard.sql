@@ -68,6 +68,8 @@ looked AS MATERIALIZED (
         WHEN c.id IS NULL THEN 'gone'
         WHEN l.id IS NULL THEN 'trigger removed'
         WHEN l.opted_out_at IS NOT NULL OR l.id = ANY (ARRAY (SELECT lead_id FROM opt_outs)) THEN 'opted out'
+        WHEN (SELECT EXISTS (SELECT FROM suppressions))
+             AND EXISTS (SELECT FROM suppressions s WHERE s.phone = c.contact_phone) THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
         WHEN (SELECT paused FROM fleet)
              OR c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active))

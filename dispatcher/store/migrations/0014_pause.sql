@@ -55,12 +55,15 @@ END $$;
 CREATE TRIGGER dripline_paused BEFORE UPDATE ON sequences
     FOR EACH ROW WHEN (OLD.is_active <> NEW.is_active) EXECUTE FUNCTION dripline_note_switch();
 
--- Resuming is seen at once, as pausing is.
-CREATE TRIGGER dripline_wake AFTER UPDATE ON fleet FOR EACH STATEMENT EXECUTE FUNCTION dripline_wake();
-CREATE TRIGGER dripline_wake AFTER UPDATE OF paused ON devices FOR EACH STATEMENT EXECUTE FUNCTION dripline_wake();
-CREATE TRIGGER dripline_wake AFTER UPDATE OF is_active ON sequences FOR EACH STATEMENT EXECUTE FUNCTION dripline_wake();
+-- Resuming is seen at once, as pausing is; changes of sequences and devices wake the coordinator anyway.
+CREATE FUNCTION dripline_switched() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('dripline_wake', TG_TABLE_NAME);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER dripline_wake AFTER UPDATE ON fleet FOR EACH STATEMENT EXECUTE FUNCTION dripline_switched();
 CREATE TRIGGER dripline_wake AFTER INSERT OR UPDATE OR DELETE ON paused_leads
-    FOR EACH STATEMENT EXECUTE FUNCTION dripline_wake();
+    FOR EACH STATEMENT EXECUTE FUNCTION dripline_switched();
 
 CREATE OR REPLACE VIEW device_load_balance AS
 -- Materialized and asked for by subquery: the clock is read once, not for every row of the ledger.
@@ -84,7 +87,7 @@ SELECT d.id AS device_id,
        coalesce(u.messages_today, 0)::integer AS messages_today,
        d.health = 'available' AND NOT d.paused AND NOT (SELECT paused FROM fleet)
            AND coalesce(u.messages_hour, 0) + coalesce(l.leased, 0) < d.quota_per_hour
-           AND coalesce(u.messages_today, 0) + coalesce(l.leased, 0) < d.quota_per_day
+           AND coalesce(u.messages_today, 0) + coalesce(l.leased, 0) < dripline_day_quota(d.quota_per_day, d.ramp_per_day)
            AND coalesce(l.leased, 0) < d.in_flight_max AS is_available,
        coalesce(l.leased, 0)::integer AS current_processing
 FROM devices d
