@@ -254,8 +254,7 @@ class Shard:
         if back:
             await self._give_back(leased, back, now_us, opens_us)
         if len(too_late) and self.trusted:
-            due = await self._latecomers.move(catalogue, now_us)
-            self._due += due
+            self._due = await self._latecomers.move(catalogue, now_us) + self._due  # as it is afterwards
         if len(shut) and self.trusted:
             await self._windows.postpone(leased.take(shut), catalogue, now_us)
         leaves, sayable = np.ones((2, len(leased)), np.bool_)
