@@ -208,11 +208,21 @@ class Outcomes(Columns):
 
 
 @dataclass(frozen=True, slots=True)
+class Freed(Columns):
+    """Slots of devices in groups whose messages surely were not sent."""
+
+    number: Int32s
+    slot_us: Int64s
+
+
+@dataclass(frozen=True, slots=True)
 class DueSoon(Columns):
     """The earliest moment at which something is due, for devices whose enrolments moved on; may be ``NEVER_US``."""
 
     number: Int32s
     due_us: Int64s
+    freed: Freed | None = None
+    """What counts against no group's limit any more; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class Fleet(Columns):
     name: list[str]
     gateway_url: list[str | None]
     gateway_token: list[str | None]
+    group: list[str | None]
+    """Whose limit each shares; None: nobody's."""
 
     def of_shard(self, shard: int) -> Fleet:
         """The devices that ``shard`` owns."""

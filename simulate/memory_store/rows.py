@@ -38,6 +38,34 @@ class Device:
     gateway_url: str | None = None
     gateway_token: str | None = None
     gateway_idempotent: bool = True
+    group_name: str | None = None
+
+
+@dataclass(slots=True)
+class DeviceGroup:
+    """``device_groups``."""
+
+    name: str
+    quota_per_hour: int | None = None
+    quota_per_day: int | None = None
+
+
+class GroupQuota(NamedTuple):
+    """``device_group_quota_history``: what held for a group from a moment on."""
+
+    name: str
+    valid_from_us: int
+    per_hour: int | None
+    per_day: int | None
+
+
+class Membership(NamedTuple):
+    """``device_group_history``: which group a device was in from a moment on."""
+
+    number: int
+    id: UUID
+    valid_from_us: int
+    name: str | None
 
 
 class Quota(NamedTuple):

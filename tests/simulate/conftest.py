@@ -335,7 +335,7 @@ class Story:
             number=np.array([7, 9], np.int32), shard=0 * both, quota_per_hour=2 * both, quota_per_day=3 * both,
             in_flight_max=50 * both, min_gap_s=np.full(2, 5.0), available=np.array([True, False]),
             left=np.zeros(2, np.bool_), idempotent=np.ones(2, np.bool_), device_id=[UUID(int=7), UUID(int=9)],
-            name=["seven", "nine"], gateway_url=[None, None], gateway_token=[None, None],
+            name=["seven", "nine"], gateway_url=[None, None], gateway_token=[None, None], group=[None, None],
         )  # fmt: skip
 
 
