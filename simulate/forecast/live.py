@@ -74,6 +74,7 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
         settings=settings,
         groups=groups_of(await connection.fetch(statements("catalogue")["groups"], now_us - day_us)),
         past=await _past(connection, fleet, now_us - day_us),
+        standing=await connection.fetchval("SELECT paused FROM fleet"),
         paused=frozenset(catalogue.sequences[id_].name for id_ in set(catalogue.sequences) - catalogue.usable),
         deadline_us=deadline_us,
         notes={name: count for name, count in left_out.items() if count},
