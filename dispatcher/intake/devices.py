@@ -132,8 +132,8 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
     """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed.
 
     Raises:
-        InputError: its phone is another device's: the limits of a number would hold twice. Or there is no such group, or
-            it is retired.
+        InputError: its phone is another device's: the limits of a number would hold twice. Or there is no such group,
+            or it is retired.
     """
     if given.phone is not None:
         other = await connection.fetchval(statements("intake")["device_of_phone"], given.phone, given.name)
