@@ -172,7 +172,7 @@ class Shard:
     def take_due(self) -> DueSoon:
         """What became due again since this was asked last: the earliest moment a device."""
         due, self._due = self._due, []
-        return DueSoon.earliest(due)
+        return DueSoon.earliest(due, self._slots.take_freed())
 
     def deliver(self, offer: int, leased: Leased | None) -> None:
         """Take what was claimed for ``offer``. Seen before, or of another epoch: ignored."""
