@@ -1,8 +1,8 @@
 """A shard: the last word on about 300 devices. It owns their quotas, hands over what was leased to it, and reports.
 
 It hands over only what carries its epoch, a token it has not seen and a slot it holds; just before, it reads again that
-the token is still the row's and that no opt-out, pause or end has come. Everything in its memory can be rebuilt from
-PostgreSQL.
+the token is still the row's and that no opt-out, reply, pause or end has come. Everything in its memory can be rebuilt
+from PostgreSQL.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class Shard:
         part = leased.take(rows)
         held = part.slot_us >= 0
         self._slots.give_back(part.device[held], part.slot_us[held])
-        stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
+        stop = [reason if reason in ("opted out", "trigger removed", "replied") else None for reason in back.values()]
         due_us = np.maximum(part.due_us, now_us)
         if opens_us is not None:
             shut = [reason == "window shut" for reason in back.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,6 +68,8 @@ class Outlook:
     """When the last message leaves; None if none does."""
     overdue: int
     """Messages that the deadline finds unsent."""
+    replies: Mapping[str, int] | None
+    """How many come (``received``), with a ``stop`` word, and enrolments they end (``exits``); None: nobody writes."""
     waves: list[WaveOutlook]
     sent: NDArray[np.int64]
     """Messages by hour (rows) and step (columns)."""
@@ -128,6 +130,7 @@ def forecast(world: World, on_progress: Callable[[int], None] = lambda sent: Non
         left=left,
         finish_us=finish_us if finish_us > -NEVER_US else None,
         overdue=tally.overdue + _unsent(course),
+        replies=_replies(course),
         waves=_waves(course),
         sent=tally.sent[:hours],
         waited=tally.waited_us[:, :hours] / (world.settings.hours_us(1) * max(len(world.fleet), 1)),
@@ -152,6 +155,14 @@ def capacity(world: World) -> int:
     by_hour = fleet.quota_per_hour.astype(np.int64) * HOURS_PER_DAY
     most = np.minimum(np.minimum(fleet.quota_per_day, by_hour), by_gap)
     return int(most[fleet.available].sum())
+
+
+def _replies(course: Course) -> dict[str, int] | None:
+    if course.world.behaviour.replies is None:
+        return None
+    state = course.state
+    exits = (state.state == STOPPED) & (state.exit_us < state.leave_us[state.lead])
+    return {"received": course.tally.replies, "stop": course.tally.stops, "exits": int(np.count_nonzero(exits))}
 
 
 def _unsent(course: Course) -> int:

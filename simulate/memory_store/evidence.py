@@ -43,6 +43,7 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         outcomes=outcomes,
         quotas=np.array([tuple(quota) for quota in database.quotas if quota.number in numbers], QUOTA),
         opted_out={lead.phone: lead.opted_out_us for lead in database.leads.values() if lead.opted_out_us is not None},
+        replied=_replied(database),
         time_zones=_time_zones(database) if has_windows(catalogue, *earlier) else {},
         missed=sum(_missed(database, lead) for lead in database.leads.values()),
         devices={device.number: (str(device.id), device.name) for device in database.devices.values()},
@@ -52,6 +53,15 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         ready=frozenset(device.number for device in database.devices.values() if _ready(device)),
         health={device.number: device.health for device in database.devices.values()},
     )
+
+
+def _replied(database: MemoryDatabase) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for reply in database.replies:
+        for row in database.of_lead.get(reply.lead, ()) if reply.lead is not None else ():
+            if database.sequences[row.sequence].exit_on_reply and row.enrolled_us <= reply.received_us:
+                found[row.id] = min(found.get(row.id, reply.received_us), reply.received_us)
+    return found
 
 
 def _time_zones(database: MemoryDatabase) -> dict[str, Sequence[tuple[int, str | None]]]:

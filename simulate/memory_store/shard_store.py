@@ -111,6 +111,8 @@ class MemoryShardStore:
             return "opted out"
         if row.stop_reason is not None:
             return "stopped"
+        if row.id in database.exits:
+            return "replied"
         if row.sequence not in database.active_sequences():
             return "paused"
         if row.pinned:

@@ -47,6 +47,7 @@ class Sequences:
                 reentry_interval_h=plan.reentry_interval_h,
                 sender_policy=plan.sender_policy,
                 requires_opt_in=plan.requires_opt_in,
+                exit_on_reply=plan.exit_on_reply,
                 send_window=plan.send_window,
             )
         for fault in faults:

@@ -56,7 +56,7 @@ FROM leases c JOIN devices d ON d.id = c.device_id LEFT JOIN leads l ON l.id = c
 WHERE d.shard_id = $1 AND c.shard_epoch = $2 AND c.token = $3;
 
 -- name: last_look
--- What may not leave after all, and why. Begins after every opt-out and pause that has committed. What does leave is on
+-- What may not leave after all, and why. Begins after every opt-out, reply and pause that has committed. What does leave is on
 -- record from here on, under an epoch that is in force: a takeover waits for this, and whoever comes later leaves
 -- nothing. $1 enrolments, $2 whether each has something to say, $3 token, $4 seat, $5 epoch, $6 now, $7 bodies.
 WITH fence AS MATERIALIZED (
@@ -69,6 +69,7 @@ looked AS MATERIALIZED (
         WHEN l.id IS NULL THEN 'trigger removed'
         WHEN l.opted_out_at IS NOT NULL OR l.id = ANY (ARRAY (SELECT lead_id FROM opt_outs)) THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
+        WHEN c.id = ANY (ARRAY (SELECT enrolment_id FROM exits)) THEN 'replied'
         WHEN c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active)) THEN 'paused'
         WHEN c.pinned AND EXISTS (SELECT FROM devices d WHERE d.id = c.home_device_id AND NOT d.gateway_idempotent)
             THEN 'key forgotten'

@@ -69,3 +69,7 @@ SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM lead_changes;
 -- How far the searches have come for leads that carried a trigger before its entry opened.
 SELECT o.trigger, s.name AS sequence, o.scanned_to, (SELECT max(id) FROM leads) AS last
 FROM open_entries o JOIN sequences s ON s.id = o.sequence_id WHERE NOT o.scan_done ORDER BY o.opened_at, o.trigger;
+
+-- name: unmatched_replies
+-- Of phones that no lead has; by index.
+SELECT count(*) FROM replies WHERE lead_id IS NULL;
