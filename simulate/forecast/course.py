@@ -68,8 +68,8 @@ class Course:
         self._width_us = int(min([*self.steps.delay_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
         if any(any(shares) for shares in (world.behaviour.shares, *(p.shares for p in world.behaviour.periods))):
             self._width_us = min(self._width_us, hour_us)  # what fails comes back soon
-        if world.behaviour.replies is not None:
-            self._width_us = min(self._width_us, hour_us)  # a reply ends what else its lead is in
+        # A reply ends what else its lead is in, also what is due already and has no slot yet.
+        self._segment_us = NEVER_US if world.behaviour.replies is None else hour_us
         on_reply = [world.catalogue.sequences[id_].exit_on_reply for id_ in self.steps.ids]
         self._exits = np.array(on_reply, np.bool_)[self.steps.sequence]
         self._preload()
@@ -81,7 +81,9 @@ class Course:
         while anybody and from_us < self._until_us:
             self.turns.act(from_us)
             events_us = [moment for moment in events_us if moment > from_us]
-            to_us = min(events_us[0], self._openings.change_after(from_us))
+            to_us = min(events_us[0], self._openings.change_after(from_us), from_us + self._segment_us)
+            if self._behaviour.replies is not None:
+                self._hear(from_us)
             self._settle(to_us)
             self._openings.postpone(from_us)
             self._segment(from_us, to_us)
@@ -90,6 +92,13 @@ class Course:
             from_us = to_us
         waiting = np.flatnonzero(self.state.state == WAITING)
         self._stop(waiting[self.state.ends_us(waiting) < self._until_us])
+
+    def _hear(self, now_us: int) -> None:
+        """What has waited for its slot until its lead opted out or replied takes none any more."""
+        waiting = np.flatnonzero(self.state.state == WAITING)
+        ends_us = self.state.ends_us(waiting)
+        gone = ends_us <= now_us
+        self._end(waiting[gone], STOPPED, ends_us[gone])
 
     def _grouped(self) -> list[_Group]:
         turns, rows = self.turns, len(self.world.fleet)

@@ -124,10 +124,10 @@ def plan(seed: int, world: World) -> tuple[Fault, ...]:
         share = _RARE.get(kind, 1.0) * own.pick((0.05, 0.2, 0.5, 1.0)) if kind not in _CUT else 1.0
         drawn.append(Fault(number, kind, at_s, lasts_s, share))
     replies = dice.of(REPLY)
-    if not world.saturated and replies.chance(0.55):
+    if not world.saturated and replies.chance(0.4):
         drawn += [
             Fault(number, REPLY, replies.between(0, world.faults_end_s), 0.0, 1.0)
-            for number in range(len(drawn), len(drawn) + replies.whole(1, 8))
+            for number in range(len(drawn), len(drawn) + replies.whole(1, 6))
         ]
     return tuple(sorted(drawn, key=lambda fault: fault.at_s))
 
