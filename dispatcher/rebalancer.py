@@ -57,7 +57,7 @@ class Rebalancer:
         self._held -= catalogue.usable
         for sequence in await self._store.held_sequences():
             if sequence in catalogue.usable:
-                unheld += await self._store.unhold(sequence, rows)
+                unheld += await self._store.unhold(sequence, rows, now_us)
         return BalancePass(
             moved=await self._move(fleet),
             held=held,

@@ -24,6 +24,7 @@ from dispatcher.store.bodies import unpacked
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.embedded import EmbeddedServer
+from dispatcher.store.retry import Failures, retry
 from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import stamp
 from simulate.evidence import Evidence, collect
@@ -32,6 +33,7 @@ from simulate.memory_store.replying import receive
 
 LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
+SEQUENCE_COLUMNS = {"max_lateness_h": "max_lateness_hours"}
 STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point"}
 REPLY_COLUMNS = {"lead": "lead_id", "received_us": "received_at", "message_id": "gateway_message_id"}
 AT_MOST_ONCE = "ON CONFLICT (gateway_message_id) DO NOTHING"
@@ -55,8 +57,12 @@ class StoreWorld(Protocol):
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int: ...
     async def set_lead(self, lead: int, **columns: Any) -> None: ...
     async def delete_lead(self, lead: int) -> None: ...
+    async def suppress(self, phone: str) -> None: ...
     async def lock_leads(self, leads: list[int]) -> None: ...
     async def reply(self, phone: str, text: str, /, **columns: Any) -> bool: ...
+    async def pause_fleet(self, paused: bool) -> None: ...
+    async def pause_lead(self, lead: int, until_us: int | None) -> None: ...
+    async def retry(self) -> int: ...
     async def set_now(self, now_us: int) -> None: ...
     def coordinator(self, holder: str = "one") -> CoordinatorStore: ...
     def shard(self, shard: int = 0, holder: str = "one") -> ShardStore: ...
@@ -104,11 +110,23 @@ class MemoryWorld:
     async def delete_lead(self, lead: int) -> None:
         self.database.delete_lead(lead)
 
+    async def suppress(self, phone: str) -> None:
+        self.database.suppress(phone)
+
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
 
     async def reply(self, phone: str, text: str, /, **columns: Any) -> bool:
         return receive(self.database, phone, text, **columns)
+
+    async def pause_fleet(self, paused: bool) -> None:
+        self.database.pause_fleet(paused)
+
+    async def pause_lead(self, lead: int, until_us: int | None) -> None:
+        self.database.pause_lead(lead, until_us)
+
+    async def retry(self) -> int:
+        return sum(map(self.database.retry, list(self.database.enrolments)))
 
     async def evidence(self) -> Evidence:
         return evidence(self.database, LABELS)
@@ -153,6 +171,10 @@ class MemoryWorld:
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
+            "breakers": [
+                (row.number, row.trips, row.probe_us, row.ramp_per_day, row.ramp_day) for row in base.devices.values()
+            ],
+            "late_steps": sorted(map(tuple, base.late_steps)),
             "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
             "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
             "heartbeats": sorted(
@@ -192,6 +214,13 @@ TABLES = {
     "exits": "SELECT lead_id, enrolment_id FROM exits ORDER BY 1, 2",
     "opt_outs": "SELECT lead_id, dripline_us(at) FROM opt_outs ORDER BY 1",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
+    "breakers": """
+        SELECT number, breaker_trips, dripline_us(probe_at), ramp_per_day, ramp_day - '1970-01-01'::date
+        FROM devices ORDER BY number""",
+    "late_steps": """
+        SELECT enrolment_id, sequence_id, lead_id, visit, generation, step_trigger,
+               dripline_us(due_at), dripline_us(at), dripline_us(shifted_to)
+        FROM late_steps ORDER BY 1, 4, 5, 8""",
     "quotas": """
         SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
         FROM device_quota_history h JOIN devices d ON d.id = h.device_id ORDER BY 1, 2, 3, 4""",
@@ -253,6 +282,9 @@ class PostgresWorld:
     async def delete_lead(self, lead: int) -> None:
         await self._connection.execute("DELETE FROM leads WHERE id = $1", lead)
 
+    async def suppress(self, phone: str) -> None:
+        await self._connection.execute("INSERT INTO suppressions (phone) VALUES ($1)", phone)
+
     async def lock_leads(self, leads: list[int]) -> None:
         if self._locker.is_in_transaction():
             await self._locker.execute("ROLLBACK")
@@ -265,6 +297,18 @@ class PostgresWorld:
         if "received_at" in named:
             named["received_at"] = to_datetime(named["received_at"])
         return await self._insert("replies", AT_MOST_ONCE, phone=phone, text=text, **named) is not None
+
+    async def pause_fleet(self, paused: bool) -> None:
+        await self._connection.execute("UPDATE fleet SET paused = $1", paused)
+
+    async def pause_lead(self, lead: int, until_us: int | None) -> None:
+        await self._connection.execute("DELETE FROM paused_leads WHERE lead_id = $1", lead)
+        if until_us is not None:
+            sql = "INSERT INTO paused_leads (lead_id, until) VALUES ($1, $2)"
+            await self._connection.execute(sql, lead, to_datetime(until_us))
+
+    async def retry(self) -> int:
+        return (await retry(self._connection, Failures(), actor="story")).retried
 
     async def evidence(self) -> Evidence:
         return await collect(self._connection, LABELS)
@@ -303,6 +347,7 @@ class PostgresWorld:
 
 
 def _sequence_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    columns = {SEQUENCE_COLUMNS.get(column, column): value for column, value in columns.items()}
     if "send_window" not in columns:
         return columns
     named = {column: value for column, value in columns.items() if column != "send_window"}

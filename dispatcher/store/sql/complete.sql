@@ -134,11 +134,24 @@ SELECT count(*) AS ended, array_agg(lead_id) FILTER (WHERE outcome = 'opted_out'
 UPDATE devices SET health = 'quarantined', health_cause = 'credentials'
 WHERE number = ANY ($1::integer[]) AND health = 'available';
 
+-- name: set_breakers
+-- Quarantined because of failures until a message has got through. What somebody else has said of a device stands.
+UPDATE devices d
+SET health = CASE WHEN b.trips > 0 THEN 'quarantined' ELSE 'available' END,
+    health_cause = CASE WHEN b.trips > 0 THEN 'failures' END,
+    breaker_trips = b.trips, probe_at = CASE WHEN b.trips > 0 THEN dripline_at(b.probe) END
+FROM unnest($1::integer[], $2::integer[], $3::bigint[]) b(number, trips, probe)
+WHERE d.number = b.number
+  AND (d.health = 'available' AND b.trips > 0 OR d.health = 'quarantined' AND d.health_cause = 'failures');
+
 -- name: give_back
 -- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here. One whose
--- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good.
+-- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good. What waits for a
+-- paused lead leaves the claim's way.
 UPDATE sequence_contacts c
 SET attempt = c.attempt - 1,
+    held = NOT g.forgotten AND coalesce(c.stop_reason, g.stop) IS NULL
+           AND c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($5::bigint)),
     next_trigger_time = greatest(c.next_trigger_time, dripline_at(g.due)),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,
