@@ -294,7 +294,7 @@ class ShardStore(Protocol):
     ) -> dict[int, str]:
         """What may not leave after all, reason by row; of the rest it is recorded that, and with what, it leaves.
 
-        Reasons: superseded, gone, trigger removed, opted out, stopped, paused, key forgotten.
+        Reasons: superseded, gone, trigger removed, opted out, stopped, replied, paused, key forgotten.
 
         Args:
             texts: what each will say; None for one that does not leave anyway.

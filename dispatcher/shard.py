@@ -1,8 +1,7 @@
 """A shard: the last word on about 300 devices. It owns their quotas, hands over what was leased to it, and reports.
 
 It hands over only what carries its epoch, a token it has not seen and a slot it holds; just before, it reads again that
-the token is still the row's and that no opt-out, pause or end has come. Everything in its memory can be rebuilt from
-PostgreSQL.
+the token is still the row's and no opt-out, reply, pause or end has come. PostgreSQL can rebuild all of its memory.
 """
 
 from __future__ import annotations
@@ -332,7 +331,7 @@ class Shard:
         part = leased.take(rows)
         held = part.slot_us >= 0
         self._slots.give_back(part.device[held], part.slot_us[held])
-        stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
+        stop = [reason if reason in ("opted out", "trigger removed", "replied") else None for reason in back.values()]
         # What is paused or too late is as late as it is: nobody claims it as it stands.
         late = [reason in ("paused", "too late") for reason in back.values()]
         due_us = np.where(late, part.due_us, np.maximum(part.due_us, now_us))

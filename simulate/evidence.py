@@ -100,6 +100,12 @@ JOIN message_ledger l ON l.enrolment_id = substr(o.subject, length('enrolment ')
                      AND l.visit = (o.detail->>'visit')::integer AND o.detail->'attempts' @> to_jsonb(l.attempt)
 WHERE o.action = 'in-doubt resolve'
 """
+_REPLIED_SQL: Final = """
+SELECT c.id, dripline_us(min(r.received_at)) AS at
+FROM replies r JOIN sequence_contacts c ON c.lead_id = r.lead_id AND c.enrolled_at <= r.received_at
+JOIN sequences s ON s.id = c.sequence_id AND s.exit_on_reply
+GROUP BY c.id
+"""
 _QUOTAS_SQL: Final = """
 SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
 FROM devices d JOIN device_quota_history h ON h.device_id = d.id
@@ -166,6 +172,8 @@ class Evidence:
     """Catalogues that held before: steps, delays and windows are judged by whatever ever held."""
     time_zones: Mapping[str, Sequence[tuple[int, str | None]]] = field(default_factory=dict)
     """By phone, since when a lead has had which one, in order; not read when there never was a send window."""
+    replied: Mapping[int, int] = field(default_factory=dict)
+    """By enrolment, since when a reply has ended it."""
     paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By sequence id, when it was switched off."""
     fleet_paused: Sequence[tuple[int, int]] = ()
@@ -256,6 +264,7 @@ async def collect(
             group_quotas=np.array([(groups[name], *held) for name, *held in group_quotas], QUOTA),
             memberships=np.array([(number, groups.get(name, 0), at) for number, name, at in memberships], MEMBERSHIP),
             opted_out={row["phone"]: row["at"] for row in opted_out},
+            replied={row["id"]: row["at"] for row in await connection.fetch(_REPLIED_SQL)},
             time_zones=await _time_zones(connection) if has_windows(catalogue, *earlier) else {},
             missed=await connection.fetchval(_MISSED_SQL),
             devices={row["number"]: (row["id"], row["name"]) for row in devices},

@@ -40,6 +40,8 @@ class RunOutcome:
     failed: int
     stopped: int
     in_doubt: int
+    replies: Mapping[str, int] | None
+    """How many came (``received``), with a ``stop`` word, and enrolments they ended (``exits``); None: nobody wrote."""
     skipped: int
     """Steps that were passed over because they were too late."""
     shifted: int
@@ -89,6 +91,8 @@ def table(outcome: RunOutcome) -> Group:
     if (http := outcome.http) is not None:
         head.add_row("over HTTP", _http(http))
     head.add_row("enrolments", _states(outcome))
+    if (replies := outcome.replies) is not None:
+        head.add_row("replies", replies_told(replies))
     if (rows := outcome.lead_file) is not None:
         parts = ", ".join(f"{rows[name]:,} {name}" for name in ("imported", "merged", "rejected"))
         head.add_row("lead file", f"{rows['rows']:,} rows: {parts}")
@@ -138,6 +142,11 @@ def _http(http: Mapping[str, Any]) -> str:
     latency = http["latency_ms"]
     answers = f"half answered within {latency['p50']:,.0f} ms, 95 % within {latency['p95']:,.0f} ms"
     return f"{rate}; {http['requests']:,} requests, {http['connections']:,} connections; {answers}"
+
+
+def replies_told(replies: Mapping[str, int]) -> str:
+    """The figures of replies in words."""
+    return f"{replies['received']:,}, {replies['stop']:,} of them STOP; {replies['exits']:,} enrolments ended by them"
 
 
 def span(seconds: float) -> str:

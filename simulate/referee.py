@@ -10,7 +10,7 @@ from functools import cache
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import NormalDist
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import ray
@@ -23,13 +23,15 @@ from dispatcher.core.outcomes import Outcome
 from simulate.receipts import RECEIPT
 
 _QUANTILES: Final = 1 << 13
-LATENCY, ANSWER, LEAVES, LEAVES_AFTER = range(4)
+LATENCY, ANSWER, LEAVES, LEAVES_AFTER, REPLIES, REPLIES_AFTER, STOPS = range(7)
 """What a draw decides."""
 _TRUE: Final = np.array(
     [Outcome.REJECTED, Outcome.THROTTLED, Outcome.REFUSED, Outcome.ACCEPTED, Outcome.ACCEPTED], np.int8
 )
 """What is true of a message, by which share it falls into."""
 _LOST, _UNHARMED = 3, 4
+_TEXT: Final = "Thanks!"
+_STOP_TEXT: Final = "STOP"
 
 
 @cache
@@ -78,6 +80,27 @@ class Ban:
 
 
 @dataclass(frozen=True, slots=True)
+class Replies:
+    """How leads write back."""
+
+    share: float
+    """After how many of the accepted messages."""
+    stop: float
+    """How many of the replies are a STOP word."""
+    within_s: float
+
+
+class Reply(NamedTuple):
+    """What a lead writes back, and when."""
+
+    at_us: int
+    phone: str
+    text: str
+    name: str
+    """The gateway's: told twice, it is the same reply."""
+
+
+@dataclass(frozen=True, slots=True)
 class Behaviour:
     """How the mock gateway answers; shares are of requests, drawn by (seed, phone, step, attempt)."""
 
@@ -92,8 +115,14 @@ class Behaviour:
     opted_out: float = 0.0
     """Of the accepted: after how many the lead opts out."""
     opted_out_within_s: float = 0.0
+    replies: Replies | None = None
     bans: tuple[Ban, ...] = ()
     """When devices' credentials do not count."""
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether leads do anything after a message."""
+        return bool(self.opted_out) or self.replies is not None
 
     @property
     def shares(self) -> tuple[float, float, float, float]:
@@ -175,6 +204,7 @@ class Referee:
         self._codes: dict[tuple[str, str], int] = {}
         self._count = 0
         self._leaving: list[tuple[int, str]] = []
+        self._replying: list[Reply] = []
 
     def submit(self, requests: Requests) -> Answers:
         """Judge and answer a batch of requests."""
@@ -192,7 +222,7 @@ class Referee:
         answer, told = self._judge(requests, draws[1])
         receipts["answer"] = answer
         os.write(self._file, receipts.tobytes())
-        if behaviour.opted_out:
+        if behaviour.is_answered:
             self._read(receipts, keys_of_steps[requests.step])
         first_id, self._count = self._count, self._count + len(receipts)
         return Answers(told, receipts["arrived_us"].copy(), first_id)
@@ -238,29 +268,49 @@ class Referee:
         return answer, told
 
     def _read(self, receipts: NDArray[np.void], step: Int64s) -> None:
-        """People read what has arrived, and some have had enough."""
+        """People read what has arrived: some have had enough, some write back."""
         behaviour = self._behaviour
         good = receipts["answer"] == Outcome.ACCEPTED
         receipts, step = receipts[good], step[good]
-        phone, attempt = receipts["phone"], receipts["attempt"]
-        leaves = self._draw(phone, step, attempt, LEAVES) < behaviour.opted_out
-        after_s = behaviour.opted_out_within_s * self._draw(phone, step, attempt, LEAVES_AFTER)
-        at_us = receipts["arrived_us"] + np.rint(after_s * SECOND_US).astype(np.int64)
-        for row in np.flatnonzero(leaves).tolist():
-            heappush(self._leaving, (int(at_us[row]), phone[row].decode()))
+        phone = receipts["phone"]
+        if behaviour.opted_out:
+            leaves, at_us = self._answered(receipts, step, (LEAVES, LEAVES_AFTER), behaviour.opted_out_within_s)
+            for row in np.flatnonzero(leaves < behaviour.opted_out).tolist():
+                heappush(self._leaving, (int(at_us[row]), phone[row].decode()))
+        if (replies := behaviour.replies) is not None:
+            writes, at_us = self._answered(receipts, step, (REPLIES, REPLIES_AFTER), replies.within_s)
+            stops = self._draw(phone, step, receipts["attempt"], STOPS) < replies.stop
+            for row in np.flatnonzero(writes < replies.share).tolist():
+                number, moment_us = phone[row].decode(), int(at_us[row])
+                text = _STOP_TEXT if stops[row] else _TEXT
+                heappush(self._replying, Reply(moment_us, number, text, f"{number}-{step[row]}-{moment_us}"))
 
-    def next_opt_out_us(self) -> int:
-        """When the next lead opts out, as far as messages have arrived; ``NEVER_US`` when none does."""
-        return self._leaving[0][0] if self._leaving else NEVER_US
+    def _answered(
+        self, receipts: NDArray[np.void], step: Int64s, what: tuple[int, int], within_s: float
+    ) -> tuple[NDArray[np.float64], Int64s]:
+        """What decides whether leads answer messages, and when they would."""
+        whether, when = (self._draw(receipts["phone"], step, receipts["attempt"], each) for each in what)
+        return whether, receipts["arrived_us"] + np.rint(within_s * when * SECOND_US).astype(np.int64)
+
+    def next_answer_us(self) -> int:
+        """When the next lead opts out or writes back, as far as messages have arrived; ``NEVER_US`` when none does."""
+        return min(self._leaving[0][0] if self._leaving else NEVER_US,
+                   self._replying[0].at_us if self._replying else NEVER_US)  # fmt: skip
 
     def opt_outs(self, until_us: int) -> list[str]:
         """The phones of leads that opt out until then; the same ones again until they are forgotten."""
         return sorted(phone for at_us, phone in self._leaving if at_us <= until_us)
 
-    def forget_opt_outs(self, until_us: int) -> None:
+    def replies(self, until_us: int) -> list[Reply]:
+        """What leads write back until then, in that order; the same again until they are forgotten."""
+        return sorted(reply for reply in self._replying if reply.at_us <= until_us)
+
+    def forget_answers(self, until_us: int) -> None:
         """Those until then are on record."""
         while self._leaving and self._leaving[0][0] <= until_us:
             heappop(self._leaving)
+        while self._replying and self._replying[0].at_us <= until_us:
+            heappop(self._replying)
 
     def _mark_repeats(self, answer: Int8s, keys: list[bytes]) -> None:
         for row, key in enumerate(keys):

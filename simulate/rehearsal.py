@@ -189,6 +189,7 @@ async def rehearse(
             asyncio.to_thread(_figures, plan, settings, fleet, shared, evidence),
         )
         phases.begin("done")
+    replies = await _replies(url) if plan.behaviour.replies is not None else None
     frame = _frame(plan, settings, fleet, shared, played.progress, waits=bool(figures["active"]))
     wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
@@ -206,6 +207,7 @@ async def rehearse(
         wall={name: round(span_s, 3) for name, span_s in phases.wall_s.items()},
         sends=sends,
         sends_per_wall_s=round(sends / wall_s, 1),
+        replies=replies,
         violations=violations,
         peak_rss_mb=round(memory.peak_mb, 1),
         reruns=played.progress.reruns,
@@ -254,7 +256,7 @@ def _timetable(plan: Plan, cluster: Cluster, referee: Any, watcher: Watcher) -> 
         first_lead=plan.first_leads,
         copy=partial(_copy, plan, watcher),
         actors={"coordinator": cluster.coordinator, **{f"shard-{n}": each for n, each in enumerate(cluster.shards)}},
-        referee=referee if plan.behaviour.opted_out else None,
+        referee=referee if plan.behaviour.is_answered else None,
         seed=plan.seed,
     )
 
@@ -382,6 +384,21 @@ async def _evidence(url: str, settings: Settings, timetable: Timetable) -> Evide
             fleet_paused=timetable.fleet_paused,
             retriggered=frozenset(timetable.retriggered),
         )
+    finally:
+        await connection.close()
+
+
+async def _replies(url: str) -> dict[str, int]:
+    connection = await connect(url, application_name="dripline checker")
+    try:
+        found = await connection.fetchrow(
+            """SELECT count(*) AS received,
+                      count(*) FILTER (WHERE EXISTS (
+                          SELECT FROM stop_words w WHERE w.said = dripline_said(r.text))) AS stop,
+                      (SELECT count(*) FROM sequence_contacts WHERE stop_reason = 'replied') AS exits
+               FROM replies r"""
+        )
+        return dict(found or {})
     finally:
         await connection.close()
 

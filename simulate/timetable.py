@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import numpy as np
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from dispatcher.core.backoff import uniform
 from dispatcher.core.moments import NEVER_US
 from simulate.population import lead_chunks, lead_phone
+from simulate.referee import Reply
 
+T = TypeVar("T")
 _ROWS: Final = 10_000
 """Rows that one statement changes at most."""
 _CHOICE: Final = 0x77
@@ -108,7 +110,7 @@ class Timetable:
         first_lead: the number of the first lead that comes.
         copy: creates the leads of these numbers.
         actors: by name, those that may be killed.
-        referee: who knows which leads opt out after a message; None: nobody does.
+        referee: who knows which leads opt out or write back after a message; None: nobody does.
         seed: of the draws.
     """
 
@@ -140,7 +142,7 @@ class Timetable:
         if self._done < len(self._events):
             moments.append(self._events[self._done][1].at_us)
         if self._referee is not None:
-            moments.append(await self._referee.next_opt_out_us.remote())
+            moments.append(await self._referee.next_answer_us.remote())
         return min(moments)
 
     async def act(self, connection: asyncpg.Connection, now_us: int) -> bool:
@@ -152,7 +154,8 @@ class Timetable:
             self._done += 1
         if self._referee is not None:
             await self._opt_out(connection, await self._referee.opt_outs.remote(now_us))
-            await self._referee.forget_opt_outs.remote(now_us)
+            await self._reply(connection, await self._referee.replies.remote(now_us))
+            await self._referee.forget_answers.remote(now_us)
         return any(isinstance(event, Kill) for _, event in self._events[first : self._done])
 
     def paused(self, ids: Mapping[str, int]) -> dict[int, list[tuple[int, int]]]:
@@ -227,6 +230,15 @@ class Timetable:
                 some,
             )
 
+    async def _reply(self, connection: asyncpg.Connection, replies: Sequence[Reply]) -> None:
+        for some in _portions(replies):
+            await connection.execute(
+                """INSERT INTO replies (phone, text, gateway_message_id)
+                   SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+                   ON CONFLICT (gateway_message_id) DO NOTHING""",
+                [reply.phone for reply in some], [reply.text for reply in some], [reply.name for reply in some],
+            )  # fmt: skip
+
     async def _tag(self, connection: asyncpg.Connection, number: int, event: Tag) -> None:
         rows = await connection.fetch("SELECT phone, id FROM leads WHERE opted_out_at IS NULL ORDER BY phone")
         ids = {row["phone"]: row["id"] for row in rows}
@@ -272,5 +284,5 @@ def moments(wave: Wave) -> NDArray[np.int64]:
     return wave.at_us + np.arange(wave.count) * wave.over_us // max(wave.count, 1)
 
 
-def _portions(phones: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (phones[start : start + _ROWS] for start in range(0, len(phones), _ROWS))
+def _portions(rows: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))

@@ -107,6 +107,7 @@ sequences:
     active: false
     reentry: {after: 30d}
     requires_opt_in: true
+    exit: {on_reply: true}
     steps: [{trigger: a, text: A}, {trigger: b, text: B, delay_hours: 48}, {trigger: c, text: C}]
   - name: By word
     reentry: never
@@ -124,6 +125,7 @@ sequences:
             reentry="after_interval",
             reentry_interval_h=720.0,
             requires_opt_in=True,
+            exit_on_reply=True,
         ),
         Sequence(
             None,
@@ -143,6 +145,7 @@ sequences:
         ("sequences: []", "sequences: list should have at least 1 item"),
         ("a: [", "sequences.yaml, line 1: "),
         ("sequences: []\nsequences: []", "line 2: 'sequences' stands twice"),
+        ("sequences: [{name: A, exit: {reply: true}, steps: []}]", "sequence 'A': unknown key 'reply'"),
         ("sequences: [{name: A, stepps: []}]", "sequence 'A': unknown key 'stepps' - did you mean 'steps'?"),
         ("sequences: [{steps: [{trigger: a, text: x}]}]", "sequence 1: name: field required"),
         (

@@ -158,6 +158,7 @@ async def test_status_as_json_holds_every_figure(world):
         "searches": [{"trigger": "once_start", "sequence": "Once", "scanned_to": 2, "last": 8}],
         "unmatched_triggers": 5,
         "unmatched_leads": 5,
+        "unmatched_replies": 0,
         "archived": [],
     }
 
@@ -205,6 +206,39 @@ async def test_status_says_that_a_sequence_is_broken_and_that_nobody_leads(world
         "engine\tnobody leads (host-1 was the last), 0 shards alive",
         "30 Day Fitness\tbroken: it leads nowhere\t5\t3\t0\t0\t1\t1\t1\t10 min ago",
     ]
+
+
+async def test_replies_of_phones_that_no_lead_has_are_counted(world, connection):
+    await connection.execute(
+        "INSERT INTO replies (phone, text) VALUES ('15550001', 'Who is this?'), ('15550002', 'STOP')"
+    )
+    lines = dripline("status", "--database-url", world).stdout.splitlines()
+    assert lines[-1] == "replies\t2 came from phones that no lead has"
+
+
+REPLIES = """\
+Replies
+2026-01-06 11:00:00 UTC (60 min ago): 'STOP', which opts out
+2026-01-05 12:00:00 UTC (24 h ago): 'Thanks!'
+"""
+
+
+async def test_what_a_lead_wrote_back_is_told_and_what_it_has_ended(world, connection, capsys):
+    await connection.execute("UPDATE sequences SET exit_on_reply = true WHERE id = 1")
+    await connection.execute(
+        """INSERT INTO replies (phone, text, received_at) VALUES
+               ('+60100000001', 'Thanks!', dripline_now() - interval '1 day'),
+               ('60100000001', 'STOP', dripline_now() - interval '1 hour')"""
+    )
+    await connection.execute(
+        "UPDATE sequence_contacts SET status = 'stopped', stop_reason = 'replied', finished_at = dripline_now() "
+        "WHERE lead_id = 1"
+    )
+    show(await read_facts(connection, "1"))
+    page = capsys.readouterr().out
+    assert REPLIES in page
+    assert "OPTED OUT 2026-01-06 12:00:00 UTC" in page
+    assert "because: replied at 2026-01-05 12:00:00 UTC (24 h ago)" in page.replace("\n", " ")
 
 
 PAUSED = """

@@ -23,6 +23,7 @@ from dispatcher.store.statements import statements
 
 app = typer.Typer(help="Why a lead got a message, or did not.")
 
+_TEXT_SHOWN = 70
 Row = Any
 """A row of ``explain.sql``."""
 
@@ -36,6 +37,8 @@ class Facts:
     hour: timedelta
     catalogue: Catalogue
     enrolments: list[Row]
+    replies: list[Row]
+    """The last 20, the newest first."""
     archived: list[Row]
     """What is known of earlier enrolments that were archived, a row a sequence."""
     queued: bool
@@ -68,7 +71,7 @@ def explain(
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Say why a lead got a message, or did not: triggers, enrolments, devices, and the last 20 attempts."""
+    """Say why a lead got a message, or did not: triggers, enrolments, replies, devices, and the last 20 attempts."""
 
     async def body() -> Facts:
         async with database(database_url, data_dir) as connection:
@@ -101,6 +104,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         hour=lead["hour"],
         catalogue=Catalogue.of(await read_sequences(connection)),
         enrolments=enrolments,
+        replies=await connection.fetch(sql["replies"], lead["id"]),
         archived=await connection.fetch(statements("archive")["archived_of"], lead["id"]),
         queued=bool(await connection.fetchval(sql["queued"], lead["id"])),
         unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
@@ -151,6 +155,10 @@ def show(facts: Facts) -> None:
         _say(f"{name}: {many} earlier, archived; the last one finished {facts.at(row['finished_at'])}")
     if not facts.enrolments and not facts.archived:
         _say("none, never")
+    if facts.replies:
+        _heading("Replies")
+    for row in facts.replies:
+        _say(f"{facts.at(row['received_at'])}: {_shortened(row['text'])!r}{', which opts out' if row['stops'] else ''}")
     _heading("Devices")
     for device in facts.devices.values():
         _say(why_device(device))
@@ -231,7 +239,7 @@ def why_enrolment(facts: Facts, row: Row) -> str:
     if status == "completed":
         return f"completed {facts.at(row['finished_at'])}"
     if status in ("failed", "stopped"):
-        why = row["stop_reason"] if status == "stopped" else row["last_error"]
+        why = _why_stopped(facts, row) if status == "stopped" else row["last_error"]
         return (
             f"{status} {facts.at(row['finished_at'])} at {row['current_trigger']}, because: {why or 'unknown'}{retries}"
         )
@@ -242,7 +250,7 @@ def why_enrolment(facts: Facts, row: Row) -> str:
             f" - settle it with: dripline in-doubt resolve {row['id']}"
         )
     if row["lease_token"] is not None:
-        end = f"; ends after this attempt: {row['stop_reason']}" if row["stop_reason"] else ""
+        end = f"; ends after this attempt: {_why_stopped(facts, row)}" if row["stop_reason"] else ""
         return (
             f"leased by {row['home']} for {row['current_trigger']},"
             f" slot {facts.at(row['processing_started_at'])},"
@@ -251,6 +259,16 @@ def why_enrolment(facts: Facts, row: Row) -> str:
     if row["next_trigger_time"] is None:
         return "last step accepted; completion waits for the lead's row, which somebody has locked"
     return _why_waiting(facts, row) + retries
+
+
+def _why_stopped(facts: Facts, row: Row) -> str | None:
+    """Why an enrolment has ended or is to end; with the moment where a reply has ended it."""
+    reason: str | None = row["stop_reason"]
+    if reason != "replied":
+        return reason
+    until = row["finished_at"] or facts.now
+    moments = [reply["received_at"] for reply in facts.replies if row["enrolled_at"] <= reply["received_at"] <= until]
+    return f"replied at {facts.at(min(moments))}" if moments else reason
 
 
 def _why_waiting(facts: Facts, row: Row) -> str:
@@ -361,6 +379,10 @@ def _retries(row: Row) -> str:
     if not row["retry_count"]:
         return ""
     return f" (failed {row['retry_count']} times so far: {row['last_error'] or 'no reason known'})"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 3]}..."
 
 
 def _detail(detail: str) -> str:

@@ -57,6 +57,8 @@ class Standing:
     """Entries whose leads are still being looked for."""
     unmatched_triggers: int
     unmatched_leads: int
+    unmatched_replies: int
+    """Replies of phones that no lead has."""
     archived: list[dict[str, Any]]
     """Enrolments and attempts that have left the database, by kind."""
 
@@ -118,6 +120,7 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
         searches=_rows(await connection.fetch(sql["searches"])),
         unmatched_triggers=len({each.trigger for each in unmatched}),
         unmatched_leads=sum(each.leads for each in unmatched),
+        unmatched_replies=await connection.fetchval(sql["unmatched_replies"]),
         archived=_rows(await connection.fetch(statements("archive")["archived"])),
     )
 
@@ -170,6 +173,8 @@ def show(standing: Standing) -> None:
         _line("unmatched", f"{text} - see: dripline leads unmatched", "yellow")
     else:
         _line("unmatched", "none: every trigger on a lead enrols it")
+    if standing.unmatched_replies:
+        _line("replies", f"{standing.unmatched_replies:,} came from phones that no lead has", "yellow")
     if standing.archived:
         _heading("archive")
     for row in standing.archived:

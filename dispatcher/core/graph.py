@@ -60,6 +60,8 @@ class Sequence:
     reentry_interval_h: float | None = None
     sender_policy: SenderPolicy = "prefer"
     requires_opt_in: bool = False
+    exit_on_reply: bool = False
+    """Whether whoever writes back hears no more of it."""
     trigger_prefix: str | None = None
     send_window: Window | None = None
     """When its messages may leave; None: at any time."""

@@ -4,13 +4,15 @@
       - name: 30 Day Fitness
         trigger_prefix: fitness_
         send_window: {from: "09:00", until: "20:00", days: [mon, tue, wed, thu, fri], time_zone: Asia/Kuala_Lumpur}
+        exit: {on_reply: true}
         steps:
           - {trigger: fitness_start, day: 1, text: Welcome to fitness!}
           - {trigger: fitness_day2, day: 2, text: Day 2 workout}
 
 ``max_lateness: {after: 12h, then: skip}`` says what becomes of what could not leave in time: ``send`` all the same,
 ``skip`` the step, or ``shift`` it to the same time of a later day.
-``send_window`` goes by the clock of the lead, in its own time zone or, where that is unknown, the one given.
+``send_window`` goes by the clock of the lead, in its own time zone or, where that is unknown, the one given. With
+``exit: {on_reply: true}`` whoever writes back hears no more of the sequence.
 Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
 sequence there); without ``entry`` anywhere, the first step is the entry. Everything is checked before it is
 used, and an error names the file, the line, the sequence and the step.
@@ -108,6 +110,12 @@ class SendWindow(_Model):
         return Window(self.from_, self.until, self.time_zone, days)
 
 
+class Exit(_Model):
+    """What ends the sequence for a lead before its last step."""
+
+    on_reply: bool = False
+
+
 class SequenceEntry(_Model):
     """One sequence as it is written."""
 
@@ -118,6 +126,7 @@ class SequenceEntry(_Model):
     sender_policy: SenderPolicy = "prefer"
     requires_opt_in: bool = False
     send_window: SendWindow | None = None
+    exit: Exit = Exit()
     max_lateness: MaxLateness | None = None
     steps: list[StepEntry]
 
@@ -146,6 +155,7 @@ class SequenceEntry(_Model):
             reentry_interval_h=self.reentry.hours if isinstance(self.reentry, After) else None,
             sender_policy=self.sender_policy,
             requires_opt_in=self.requires_opt_in,
+            exit_on_reply=self.exit.on_reply,
             trigger_prefix=self.trigger_prefix,
             send_window=None if self.send_window is None else self.send_window.window(),
             max_lateness_h=None if limit is None else limit.hours,

@@ -143,6 +143,7 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
         wanted.reentry_interval_h,
         wanted.sender_policy,
         wanted.requires_opt_in,
+        wanted.exit_on_reply,
         *((None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)),
         wanted.max_lateness_h,
         wanted.when_late,

@@ -132,6 +132,9 @@ class PostgresCoordinatorStore:
             assert taken is not None
             if not taken["taken"]:
                 return Enrolled(0, 0, {})
+            stopped = taken["stopped"]
+            if taken["exits"]:
+                stopped += await connection.fetchval(statements("enrol")["end_replied"], taken["leads"], now_us)
             devices, order = _numbered(homes(taken["taken"]))
             openings = None
             if catalogue.windows:
@@ -152,7 +155,7 @@ class PostgresCoordinatorStore:
             if found[-1]["held"] != 1:
                 raise FencedError("coordinator", epoch)
         home = {row["home_device_id"]: row["enrolled"] for row in found if row["enrolled"]}
-        return Enrolled(taken["taken"], taken["stopped"], home)
+        return Enrolled(taken["taken"], stopped, home)
 
     async def search_entries(self, rows: int) -> Search | None:
         """Look for leads of a newly opened entry among the next ``rows`` leads; None when nothing is open."""

@@ -4,7 +4,7 @@ breaches    what can be broken, and how often it was
 paths       the steps of every catalogue that held
 matched     receipts, ledger rows and enrolments brought together by key
 delivery    rules 1 and 2: nothing lost, nothing twice, nothing altered
-limits      rules 3 and 4: quotas, opt-outs, pauses
+limits      rules 3 and 4: quotas, opt-outs, replies, pauses
 windows     rule 4: send windows
 lateness    rules 1 and 4: what was skipped as too late
 progress    rules 1 and 4 to 7: early, out of order, how enrolments end

@@ -43,6 +43,8 @@ class Violations:
     """A step that does not follow from the one before, or arrived before it."""
     after_opt_out: int = 0
     """The last look began after an opt-out, a removed trigger or a pause had been seen."""
+    after_exit: int = 0
+    """The last look began after a reply had ended the enrolment."""
     outside_window: int = 0
     """Arrived while the send window of its sequence was shut, by the clock on its lead's wall, or later than its
     sequence allows."""

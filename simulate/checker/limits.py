@@ -1,4 +1,4 @@
-"""Rules 3 and 4: quotas by arrival, and nothing after people have said stop."""
+"""Rules 3 and 4: quotas by arrival, and nothing after people have said stop or have replied."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ def _unwanted(matched: Matched) -> list[Breach]:
             4, "after_opt_out", "while the lead was paused", "receipts", np.flatnonzero(_while_lead_paused(matched))
         ),
         Breach(4, "after_opt_out", "after the trigger was taken off", "receipts", _without_trigger(matched)),
+        Breach(4, "after_exit", "after a reply had ended the enrolment", "receipts", _after_reply(matched)),
     ]
 
 
@@ -154,6 +155,19 @@ def _after_opt_out(matched: Matched) -> Flags:
     place = np.minimum(np.searchsorted(phones, phone), len(phones) - 1)
     concerned: Flags = phones[place] == phone
     return concerned & (_looks(matched)[0] > moments_us[place])
+
+
+def _after_reply(matched: Matched) -> Indices:
+    replied = matched.evidence.replied
+    rows = np.flatnonzero(matched.known)
+    if not replied or not len(rows):
+        return np.zeros(0, np.intp)
+    enrolments = np.array(sorted(replied), np.int64)
+    moments_us = np.array([replied[id_] for id_ in enrolments.tolist()], np.int64)
+    enrolment = matched.enrolment[matched.visit[rows]]
+    place = np.minimum(np.searchsorted(enrolments, enrolment), len(enrolments) - 1)
+    late: Flags = (enrolments[place] == enrolment) & (_looks(matched)[0][rows] > moments_us[place])
+    return rows[late]
 
 
 def _within(spans: Sequence[tuple[int, int]], first_us: Int64s, last_us: Int64s) -> Flags:

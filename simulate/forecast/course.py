@@ -25,7 +25,7 @@ from simulate.forecast.state import State
 from simulate.forecast.tally import Tally
 from simulate.forecast.turns import Turns
 from simulate.forecast.world import DONE, FAILED, STOPPED, WAITING, World
-from simulate.referee import ANSWER, LEAVES, LEAVES_AFTER
+from simulate.referee import ANSWER, LEAVES, LEAVES_AFTER, REPLIES, REPLIES_AFTER, STOPS
 from simulate.timelines import Limits, Timelines
 from simulate.waits import by_device
 
@@ -71,6 +71,10 @@ class Course:
         self._width_us = int(min([*self.steps.delay_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
         if any(any(shares) for shares in (world.behaviour.shares, *(p.shares for p in world.behaviour.periods))):
             self._width_us = min(self._width_us, hour_us)  # what fails comes back soon
+        # A reply ends what else its lead is in, also what is due already and has no slot yet.
+        self._segment_us = NEVER_US if world.behaviour.replies is None else hour_us
+        on_reply = [world.catalogue.sequences[id_].exit_on_reply for id_ in self.steps.ids]
+        self._exits = np.array(on_reply, np.bool_)[self.steps.sequence]
         self._preload()
 
     def play(self) -> None:
@@ -80,19 +84,24 @@ class Course:
         while anybody and from_us < self._until_us:
             self.turns.act(from_us)
             events_us = [moment for moment in events_us if moment > from_us]
-            to_us = min(events_us[0], self._openings.change_after(from_us))
+            to_us = min(events_us[0], self._openings.change_after(from_us), from_us + self._segment_us)
+            if self._behaviour.replies is not None:
+                self._hear(from_us)
             self._settle(to_us)
             self._openings.postpone(from_us)
             self._segment(from_us, to_us)
             # Windows open for ever; without further events they may do so for nobody.
             anybody = len(events_us) > 1 or bool(self._able(np.flatnonzero(self.state.state == WAITING)).any())
             from_us = to_us
-        self._stop(np.flatnonzero((self.state.state == WAITING) & (self._leave_us < self._until_us)))
+        waiting = np.flatnonzero(self.state.state == WAITING)
+        self._stop(waiting[self.state.ends_us(waiting) < self._until_us])
 
-    @property
-    def _leave_us(self) -> Int64s:
-        """When the lead of each enrolment opts out."""
-        return self.state.leave_us[self.state.lead]
+    def _hear(self, now_us: int) -> None:
+        """What has waited for its slot until its lead opted out or replied takes none any more."""
+        waiting = np.flatnonzero(self.state.state == WAITING)
+        ends_us = self.state.ends_us(waiting)
+        gone = ends_us <= now_us
+        self._end(waiting[gone], STOPPED, ends_us[gone])
 
     def _grouped(self) -> list[_Group]:
         turns, rows = self.turns, len(self.world.fleet)
@@ -204,14 +213,14 @@ class Course:
         slot_us = placed.slot_us
         there = slot_us < to_us
         if state.leaving:
-            gone = there & (self._leave_us[who] <= slot_us)
+            gone = there & (state.ends_us(who) <= slot_us)
             self._end(who[gone], STOPPED, slot_us[gone])
             there &= ~gone
         self.tally.add_waits(placed)
         arrives = there if fate is None else there & ((fate == Outcome.ACCEPTED) | (fate == Outcome.IN_DOUBT))
         step = state.step[who[arrives]].astype(np.intp)
         self.tally.add(self._wave(who[arrives]), step, due_us[arrives], slot_us[arrives])
-        if self._behaviour.opted_out:
+        if self._behaviour.is_answered:
             self._read(who[arrives], slot_us[arrives])
         who, slot_us = who[there], slot_us[there]
         self._follow(who, slot_us, None if fate is None else fate[there])
@@ -281,21 +290,36 @@ class Course:
         self.state.state[who], self.state.over_us[who] = how, at_us
 
     def _stop(self, who: Indices) -> Indices:
-        """End what is due after its lead has opted out; returns the others."""
+        """End what is due after its lead has opted out or replied; returns the others."""
         if not self.state.leaving:
             return who
-        leave_us = self._leave_us[who]
-        gone = leave_us <= self.state.due_us[who]
-        self._end(who[gone], STOPPED, leave_us[gone])
+        ends_us = self.state.ends_us(who)
+        gone = ends_us <= self.state.due_us[who]
+        self._end(who[gone], STOPPED, ends_us[gone])
         return who[~gone]
 
     def _read(self, who: Indices, slot_us: Int64s) -> None:
-        """People read what has arrived, and some have had enough."""
+        """People read what has arrived: some have had enough, some write back."""
         behaviour, state = self._behaviour, self.state
-        leaves = self._draw(who, LEAVES) < behaviour.opted_out
-        who, slot_us = who[leaves], slot_us[leaves]
-        after_s = behaviour.opted_out_within_s * self._draw(who, LEAVES_AFTER)
-        state.leave(state.lead[who], slot_us + np.rint(after_s * SECOND_US).astype(np.int64))
+        if behaviour.opted_out:
+            some, at_us = self._answered(who, slot_us, (LEAVES, LEAVES_AFTER), behaviour.opted_out,
+                                         behaviour.opted_out_within_s)  # fmt: skip
+            state.leave(state.lead[some], at_us)
+        if (replies := behaviour.replies) is not None:
+            some, at_us = self._answered(who, slot_us, (REPLIES, REPLIES_AFTER), replies.share, replies.within_s)
+            stops = self._draw(some, STOPS) < replies.stop
+            state.leave(state.lead[some[stops]], at_us[stops])
+            state.exit(state.lead[some], at_us, self._exits)
+            self.tally.replies += len(some)
+            self.tally.stops += int(np.count_nonzero(stops))
+
+    def _answered(
+        self, who: Indices, slot_us: Int64s, what: tuple[int, int], share: float, within_s: float
+    ) -> tuple[Indices, Int64s]:
+        """Who of them answers a message, and when."""
+        answers = self._draw(who, what[0]) < share
+        who, slot_us = who[answers], slot_us[answers]
+        return who, slot_us + np.rint(within_s * self._draw(who, what[1]) * SECOND_US).astype(np.int64)
 
 
 def _of(limits: Limits, low: int, high: int) -> Limits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -69,6 +69,8 @@ class Outlook:
     """When the last message leaves; None if none does."""
     overdue: int
     """Messages that the deadline finds unsent."""
+    replies: Mapping[str, int] | None
+    """How many come (``received``), with a ``stop`` word, and enrolments they end (``exits``); None: nobody writes."""
     waves: list[WaveOutlook]
     sent: NDArray[np.int64]
     """Messages by hour (rows) and step (columns)."""
@@ -131,6 +133,7 @@ def forecast(world: World, on_progress: Callable[[int], None] = lambda sent: Non
         left=left,
         finish_us=finish_us if finish_us > -NEVER_US else None,
         overdue=tally.overdue + _unsent(course),
+        replies=_replies(course),
         waves=_waves(course),
         sent=tally.sent[:hours],
         waited=tally.waited_us[:, :hours] / (world.settings.hours_us(1) * max(len(world.fleet), 1)),
@@ -173,6 +176,14 @@ def capacity(world: World) -> int:
     own = [int(most[shared.group == place].sum()) for place in range(len(limits))]
     together = (each if limit is None else min(each, limit) for each, limit in zip(own, limits, strict=True))
     return int(most[shared.group < 0].sum()) + sum(together)
+
+
+def _replies(course: Course) -> dict[str, int] | None:
+    if course.world.behaviour.replies is None:
+        return None
+    state = course.state
+    exits = (state.state == STOPPED) & (state.exit_us < state.leave_us[state.lead])
+    return {"received": course.tally.replies, "stop": course.tally.stops, "exits": int(np.count_nonzero(exits))}
 
 
 def _unsent(course: Course) -> int:

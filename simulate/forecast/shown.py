@@ -16,7 +16,7 @@ from dispatcher.core.quota import HOURS_PER_DAY
 from simulate.forecast.needed import amount, arithmetic, hopeless
 from simulate.forecast.outlook import NOTHING, Outlook
 from simulate.forecast.tally import REASONS
-from simulate.outcome import span
+from simulate.outcome import replies_told, span
 
 _BAR: Final = 20
 _SPANS: Final = 12
@@ -52,6 +52,7 @@ def as_json(outlook: Outlook, needed: int | None) -> dict[str, Any]:
         "leads": outlook.leads,
         **{name: getattr(outlook, name) for name in ("enrolled", "completed", "failed", "stopped", "left")},
         "messages": outlook.messages,
+        "replies": outlook.replies,
         "overdue": outlook.overdue,
         "waves": [
             {
@@ -100,6 +101,8 @@ def _head(outlook: Outlook) -> Table:
     ends = [f"{getattr(outlook, name):,} {name}" for name in ("failed", "stopped") if getattr(outlook, name)]
     if ends:
         table.add_row("enrolments", ", ".join([f"{outlook.completed:,} completed", *ends]))
+    if outlook.replies is not None:
+        table.add_row("replies", replies_told(outlook.replies))
     for name, count in outlook.world.left_out.items():
         table.add_row("left out", f"{count:,} {_LEFT_OUT[name]}")
     return table

@@ -31,6 +31,8 @@ class Tally:
         self._deadline_us = NEVER_US if deadline_us is None else deadline_us
         self.overdue = 0
         """Messages that left at the deadline or later."""
+        self.replies = self.stops = 0
+        """How many messages are answered, and how many of the answers are a STOP word."""
         self._start_us, self._hour_us, self._steps = start_us, hour_us, steps
         self.sent = np.zeros((0, steps), np.int64)
         """Messages of each step in each hour."""

@@ -31,6 +31,7 @@ from simulate.memory_store.rows import (
     Membership,
     OpenEntry,
     Quota,
+    Reply,
 )
 
 T = TypeVar("T")
@@ -64,6 +65,9 @@ class MemoryDatabase:
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
+        self.replies: list[Reply] = []
+        self.exits: dict[int, int] = {}
+        """Enrolments that a reply has ended and the enroller has not marked yet, and their leads."""
         self.suppressions: set[str] = set()
         """Numbers that must never be messaged."""
         self.gone_opt_outs: set[str] = set()

@@ -137,7 +137,7 @@ def end_attempts(database: MemoryDatabase, ends: Iterable[Setback], now_us: int)
         database.unlease(row)
         database.place(row)
         if end.outcome == "opted_out":
-            _suppress(database, row.lead, now_us)
+            suppress(database, row.lead, now_us)
     return ended
 
 
@@ -315,7 +315,7 @@ class _Ending:
         """What the late end of an attempt that was not accepted means for an enrolment in doubt."""
         for end in late:
             if end.outcome == "opted_out":
-                _suppress(self._database, end.lead, end.at_us)
+                suppress(self._database, end.lead, end.at_us)
         for end in late:
             if end.outcome != "in_doubt" and not self._database.ledger.in_doubt(end.of):
                 self._release_one(end)
@@ -360,8 +360,8 @@ def _close(row: Enrolment, at_us: int) -> None:
     row.trigger_kept = row.trigger_kept or (ended and row.stop_reason != _TRIGGER_REMOVED)
 
 
-def _suppress(database: MemoryDatabase, lead: int, at_us: int) -> None:
-    """The gateway says that this recipient does not want messages; marked later while somebody holds the lead's row."""
+def suppress(database: MemoryDatabase, lead: int, at_us: int) -> None:
+    """This lead wants no messages, since then; marked later while somebody holds the lead's row."""
     row = database.leads.get(lead)
     if row is None or lead in database.locked_leads:
         database.opt_outs.setdefault(lead, at_us)
@@ -374,7 +374,7 @@ def suppress_waiting(database: MemoryDatabase, rows: int) -> None:
     free = [lead for lead in sorted(database.opt_outs) if lead in database.leads and lead not in database.locked_leads]
     gone = [lead for lead in database.opt_outs if lead not in database.leads]
     for lead in free[:rows]:
-        _suppress(database, lead, database.opt_outs[lead])
+        suppress(database, lead, database.opt_outs[lead])
     for lead in gone:
         database.gone_opt_outs.update(row.phone for row in database.of_lead.get(lead, ()) if not row.live)
     for lead in [*free[:rows], *gone]:

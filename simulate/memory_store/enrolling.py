@@ -1,4 +1,4 @@
-"""What ``enrol.sql`` says: lead changes become enrolments; a trigger taken off a lead or an opt-out ends them."""
+"""What ``enrol.sql`` says: lead changes become enrolments; a trigger taken off, an opt-out or a reply ends them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dispatcher.core import triggers
 from dispatcher.core.graph import Catalogue, Sequence
 from dispatcher.ports import Enrolled, Homes, Search
 from simulate.memory_store.database import MemoryDatabase
+from simulate.memory_store.replying import end_replied
 from simulate.memory_store.rows import Change, Enrolment, Lead
 
 _ALIKE = 200
@@ -41,6 +42,7 @@ def enrol(
     taken = _take(database, rows)
     stopped = _end(database, taken, now_us)
     changed = [lead for change in taken for lead in change.leads]
+    stopped += end_replied(database, set(changed), now_us)
     plan = homes(len(changed)) if changed else []
     home: Counter[UUID | None] = Counter()
     without: list[int] = []

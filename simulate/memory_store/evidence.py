@@ -55,6 +55,7 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
             MEMBERSHIP,
         ),
         opted_out={lead.phone: lead.opted_out_us for lead in database.leads.values() if lead.opted_out_us is not None},
+        replied=_replied(database),
         time_zones=_time_zones(database) if has_windows(catalogue, *earlier) else {},
         missed=sum(_missed(database, lead) for lead in database.leads.values()),
         devices={device.number: (str(device.id), device.name) for device in database.devices.values()},
@@ -77,6 +78,15 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
 
 def _limit(quota: int | None) -> int:
     return UNLIMITED if quota is None else quota
+
+
+def _replied(database: MemoryDatabase) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for reply in database.replies:
+        for row in database.of_lead.get(reply.lead, ()) if reply.lead is not None else ():
+            if database.sequences[row.sequence].exit_on_reply and row.enrolled_us <= reply.received_us:
+                found[row.id] = min(found.get(row.id, reply.received_us), reply.received_us)
+    return found
 
 
 def _time_zones(database: MemoryDatabase) -> dict[str, Sequence[tuple[int, str | None]]]:

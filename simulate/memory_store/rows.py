@@ -120,6 +120,17 @@ class Change(NamedTuple):
     opted_out: bool = False
 
 
+class Reply(NamedTuple):
+    """``replies``: what a lead wrote back."""
+
+    phone: str
+    lead: int | None
+    """None where no lead has the phone."""
+    text: str
+    received_us: int
+    message_id: str | None
+
+
 @dataclass(slots=True)
 class Enrolment:
     """``sequence_contacts``."""

@@ -100,6 +100,8 @@ class MemoryShardStore:
             return "opted out"
         if row.stop_reason is not None:
             return "stopped"
+        if row.id in database.exits:
+            return "replied"
         if self._paused(row, now_us):
             return "paused"
         if row.pinned:

@@ -366,6 +366,12 @@ def _trigger_unread(patches: ExitStack) -> None:
     _put(patches, enrolling, "_stop", stop)
 
 
+@_canary("reply not read again", "nothing leaves of a sequence that a reply has ended")
+def _reply_unread(patches: ExitStack) -> None:
+    _overlook(patches, "replied")
+    _put(patches, enrolling, "end_replied", lambda database, leads, now_us: 0)
+
+
 def _overlook(patches: ExitStack, reason: str) -> None:
     real = MemoryShardStore._against
 

@@ -80,7 +80,9 @@ WEATHER: Final = (
     "receipt doubled",
     "receipt late",
 )
-KINDS: Final = STRIKES + WEATHER
+REPLY: Final = "reply"
+"""A strike with a number of its own: conversations come beside everything else."""
+KINDS: Final = (*STRIKES, REPLY, *WEATHER)
 _RARE: Final = {"gateway: rejects": 0.15, "gateway: opted out": 0.1, "gateway: credentials": 0.1}
 _CUT: Final = ("shard cut off",)
 
@@ -106,7 +108,7 @@ class Fault:
 def plan(seed: int, world: World) -> tuple[Fault, ...]:
     """The faults of ``seed``, in order of time. Each seed leaves out about half of the kinds."""
     dice = Dice(seed, "faults")
-    kinds = [kind for kind in KINDS if dice.chance(0.55)]
+    kinds = [kind for kind in (*STRIKES, *WEATHER) if dice.chance(0.55)]
     if world.saturated:
         kinds = [kind for kind in kinds if kind not in _QUIETENING]
     if not kinds:
@@ -121,6 +123,12 @@ def plan(seed: int, world: World) -> tuple[Fault, ...]:
         lasts_s = min(own.between(1, 120 if kind.startswith("gateway") else 60), world.faults_end_s - at_s)
         share = _RARE.get(kind, 1.0) * own.pick((0.05, 0.2, 0.5, 1.0)) if kind not in _CUT else 1.0
         drawn.append(Fault(number, kind, at_s, lasts_s, share))
+    replies = dice.of(REPLY)
+    if not world.saturated and replies.chance(0.4):
+        drawn += [
+            Fault(number, REPLY, replies.between(0, world.faults_end_s), 0.0, 1.0)
+            for number in range(len(drawn), len(drawn) + replies.whole(1, 6))
+        ]
     return tuple(sorted(drawn, key=lambda fault: fault.at_s))
 
 

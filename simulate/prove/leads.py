@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from dispatcher.core import triggers
+from dispatcher.core.moments import span_us
 from simulate.evidence import ALWAYS_US
 from simulate.memory_store import MemoryDatabase
+from simulate.memory_store.replying import receive
 from simulate.memory_store.rows import Change, Lead
 from simulate.prove.dice import Dice
-from simulate.prove.faults import Fault
+from simulate.prove.faults import REPLY, Fault
 from simulate.prove.stage import Stage
-from simulate.prove.world import NAMES, TOKENS, ZONES, LeadPlan
+from simulate.prove.world import NAMES, REPLIES, TOKENS, ZONES, LeadPlan
 
 _FOR_GOOD_US: Final = 2**62
 
@@ -29,6 +31,8 @@ class Leads:
         self._database: MemoryDatabase = stage.database
         self.opted_out: dict[str, int] = {}
         """When each phone opted out, by the true clock; those that opted in again since are not in it."""
+        self.replied: dict[int, int] = {}
+        """By enrolment, when a reply ended it, by the true clock."""
         self.time_zones: dict[str, list[tuple[int, str | None]]] = {}
         """By phone, since when which one holds."""
         self.untriggered: dict[tuple[int, str], list[tuple[int, int]]] = {}
@@ -44,6 +48,7 @@ class Leads:
         self.acts: dict[str, Callable[[Dice, Fault], None]] = {
             "opt-out": self._opt_out,
             "opt-in": self._opt_in,
+            REPLY: self._reply,
             "trigger removed": self._remove_trigger,
             "trigger edited": self._edit_trigger,
             "trigger comes back": self._bring_trigger_back,
@@ -115,6 +120,30 @@ class Leads:
             self._database.opt_in(lead.id)
             self.opted_out.pop(lead.phone, None)
             self._done(fault, lead.phone)
+
+    def _reply(self, dice: Dice, fault: Fault) -> None:
+        """Most are told once; some twice, and some as of a while ago."""
+        lead = self._lead(dice)
+        if lead is None:
+            return
+        text, now_us, database = dice.pick(REPLIES), self._stage.true_us(), self._database
+        ago_us = span_us(dice.between(1, 60)) if dice.chance(0.2) else None
+        received_us = None if ago_us is None else database.wall_us() - ago_us
+        known = [
+            row
+            for row in database.of_lead.get(lead.id, ())
+            if row.live
+            and database.sequences[row.sequence].exit_on_reply
+            and (received_us is None or row.enrolled_us <= received_us)
+        ]
+        name = f"reply {fault.number}"
+        for _ in range(dice.whole(1, 2)):
+            receive(database, f"+{lead.phone}", text, received_us=received_us, message_id=name)
+        for row in known:
+            self.replied.setdefault(row.id, now_us)
+        if text in REPLIES[:3] and lead.opted_out_us is None:
+            self.opted_out[lead.phone] = now_us
+        self._done(fault, f"{text!r} from {lead.phone}")
 
     # Triggers ------------------------------------------------------------------------------------------------
 

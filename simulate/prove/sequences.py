@@ -46,6 +46,7 @@ class Sequences:
                 reentry_interval_h=plan.reentry_interval_h,
                 sender_policy=plan.sender_policy,
                 requires_opt_in=plan.requires_opt_in,
+                exit_on_reply=plan.exit_on_reply,
                 send_window=plan.send_window,
                 max_lateness_h=plan.max_lateness_h,
                 when_late=None if plan.max_lateness_h is None else "skip",

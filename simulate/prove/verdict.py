@@ -47,6 +47,7 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
         memberships=np.array(people.devices.memberships, MEMBERSHIP),
         opted_out=people.leads.opted_out,
         time_zones=people.leads.time_zones,
+        replied=people.leads.replied,
         untriggered=people.leads.untriggered,
         retriggered=frozenset(people.leads.retriggered),
         by_hand=frozenset(people.receipts.settled),

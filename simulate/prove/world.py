@@ -24,6 +24,8 @@ TEXTS: Final = (
 )
 FOR_EVERYBODY: Final = TEXTS[:3]
 """The last one says nothing to a lead without a name: such a message is rejected."""
+REPLIES: Final = ("STOP", "Stop!", "berhenti", "Please don't stop", "Thanks", "👋")
+"""What leads write back; the first three end everything."""
 NAMES: Final = (None, "Ann", "Bo", "Chloé")
 TOKENS: Final = ("fit", "fit_2", "fitness", "outfit", "gym")
 """Tokens that are parts of each other: nothing may match by substring."""
@@ -69,6 +71,7 @@ class SequencePlan:
     reentry_interval_h: float | None
     sender_policy: SenderPolicy
     requires_opt_in: bool
+    exit_on_reply: bool
     send_window: Window | None
     max_lateness_h: float | None
     """What is later is skipped: to shift it would take a day."""
@@ -242,6 +245,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         reentry_interval_h=dice.between(0.5, 4) if reentry == "after_interval" else None,
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
         requires_opt_in=not saturated and dice.chance(0.2),
+        exit_on_reply=dice.of("exit").chance(0.5),
         send_window=None,
         max_lateness_h=None,
     )

@@ -23,6 +23,7 @@ RULES: Final = {
     "over_day": "beyond a device's quota in any rolling 24 hours",
     "out_of_order": "a step that does not follow from the one before",
     "after_opt_out": "after an opt-out, a removed trigger or a pause",
+    "after_exit": "after a reply had ended the enrolment",
     "outside_window": "always none: there are no send windows yet",
     "lost": "a message, enrolment, lease or trigger that is not where it has to be",
     "altered": "another body after an attempt that may have been accepted",

@@ -13,7 +13,7 @@ import numpy as np
 from dispatcher.core.backoff import uniform
 from dispatcher.core.moments import NEVER_US, from_datetime, span_us
 from simulate.population import DeviceGroup
-from simulate.referee import Ban, Behaviour, Latency, Period
+from simulate.referee import Ban, Behaviour, Latency, Period, Replies
 from simulate.rehearsal import Bring, Plan
 from simulate.scenario.events import DeviceEvent, EventKeys
 from simulate.scenario.load import Loaded
@@ -90,7 +90,7 @@ def _fleet(devices: Devices) -> tuple[DeviceGroup, ...]:
 
 def _behaviour(sender: Sender, begin_us: int) -> Behaviour:
     rejected, throttled, refused, lost = _shares(sender)
-    opt_outs = sender.opt_outs
+    opt_outs, replies = sender.opt_outs, sender.replies
     return Behaviour(
         latency=Latency() if sender.latency is None else _latency(sender.latency),
         rejected=rejected,
@@ -103,6 +103,7 @@ def _behaviour(sender: Sender, begin_us: int) -> Behaviour:
         ),
         opted_out=0.0 if opt_outs is None else opt_outs.share,
         opted_out_within_s=0.0 if opt_outs is None else opt_outs.within_h * HOUR_S,
+        replies=None if replies is None else Replies(replies.share, replies.stop, replies.within_h * HOUR_S),
     )
 
 

@@ -100,6 +100,16 @@ class OptOuts(Keys):
     )
 
 
+class Replies(Keys):
+    """Leads that write back after a message; sequences may end with it, and a STOP word ends everything."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = Field(description="after how many of the accepted messages")
+    stop: Share = Field(default=0.1, description="how many of the replies are a STOP word")
+    within_h: Annotated[float, Field(ge=0)] = Field(
+        default=2.0, description="hours after the arrival within which they come, evenly"
+    )
+
+
 class Bans(Keys):
     """Devices whose credentials the gateway does not accept any more; the engine then quarantines them by itself."""
 
@@ -125,4 +135,5 @@ class Sender(Shares):
         description="times with other shares, such as an hour of trouble; of several at once, the last holds",
     )
     opt_outs: OptOuts | None = Field(default=None, description="leads that opt out after a message")
+    replies: Replies | None = Field(default=None, description="leads that write back after a message")
     bans: Bans | None = Field(default=None, description="devices that are turned down")

@@ -67,6 +67,10 @@ class EventKeys(Keys):
     lead: Text | None = Field(default=None, description="to whom; left out, to every lead of the test")
     opt_out: Literal[True] | None = Field(default=None, description="`true`: the lead wants no messages any more")
     opt_in: Literal[True] | None = Field(default=None, description="`true`: the lead asks for messages")
+    reply: Text | None = Field(
+        default=None,
+        description="the lead writes this back: it ends what exits on a reply, and everything if it is a STOP word",
+    )
     tag: Text | None = Field(default=None, description="the lead gets this trigger")
     untag: Text | None = Field(default=None, description="this trigger is taken off the lead")
     attributes: Attributes | None = Field(default=None, description="these attributes of the lead change")

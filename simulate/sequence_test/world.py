@@ -25,6 +25,7 @@ from dispatcher.core.moments import NEVER_US, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.shard import Shard
 from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, MemoryShardStore
+from simulate.memory_store.replying import receive
 from simulate.memory_store.rows import Enrolment
 from simulate.population import lead_phone
 from simulate.prove.virtual_loop import VirtualLoop
@@ -247,7 +248,10 @@ class World:
             return
         leads = [lead for lead in self._leads if event.lead in (None, lead.said.name)]
         for lead in leads:
-            self._change(event, self._rows[lead.number])
+            if event.reply is not None:
+                receive(self.database, lead.phone, event.reply)
+            else:
+                self._change(event, self._rows[lead.number])
         self._note(_told(event), *leads)
 
     def _change(self, event: EventKeys, lead: int) -> None:
@@ -279,6 +283,8 @@ class World:
 
 def _told(event: EventKeys) -> str:
     """What happens to a lead, in words."""
+    if event.reply is not None:
+        return f"replies {event.reply!r}"
     if event.opt_out:
         return "opts out"
     if event.opt_in:

@@ -264,6 +264,7 @@ class Story:
         self.health = {7: "available", 9: "quarantined"}
         self.faults: list[Fault] = []
         self.violations = Violations()
+        self.replies: dict[str, int] | None = None
         self._receipts: list[tuple[Any, ...]] = []
         self._ledger: list[tuple[Any, ...]] = []
         self._enrolments: list[tuple[Any, ...]] = []
@@ -321,7 +322,7 @@ class Story:
             settings={"days": self.hours / 24, "sequences": [self.name]}, virtual_s=self.hours * 3600, wall_s=1.0,
             wall={}, enrolled=len(enrolments), sends=int(receipts.answered(Outcome.ACCEPTED).sum()),
             sends_per_wall_s=1.0, **dict(zip(STATUSES, counts, strict=True)), skipped=0, shifted=0,
-            violations=self.violations, receipts_sha256="0" * 64,
+            replies=self.replies, violations=self.violations, receipts_sha256="0" * 64,
             lateness_s={"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 4.0},
             optimality_gap_s={"mean": 0.5, "max": 1.5}, optimality_gap_missing=None,
             device_use={"mean": 0.5, "min": 0.25, "max": 0.75}, binding_limit="hour", peak_rss_mb=1.0,

@@ -378,6 +378,11 @@ BROKEN: dict[str, tuple[Callable[[World], None], Violations, str]] = {
         Violations(after_opt_out=2),
         "after the trigger was taken off",
     ),
+    "after a reply had ended it": (
+        told(replied={1: START_US + SECOND_US - 1, 2: START_US + 2 * DAY_US}),
+        Violations(after_exit=2),
+        "after a reply had ended the enrolment",
+    ),
     # 5: steps in order
     "the second and the third step have changed places": (
         both(row_of("receipts", 1, step=2), row_of("receipts", 2, step=1)), Violations(out_of_order=2), JUMPED,

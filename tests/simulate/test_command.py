@@ -34,7 +34,7 @@ KEYS = {
 }
 VIOLATIONS = {
     *("duplicate", "early", "over_hour", "over_day", "out_of_order", "after_opt_out", "outside_window", "lost"),
-    *("altered", "stuck"),
+    *("after_exit", "altered", "stuck"),
 }
 CYCLE = """
 sequences:

@@ -196,6 +196,27 @@ def test_who_opts_out_gets_nothing_more(scenario):
     assert outlook.messages == 120 - 2 * outlook.stopped
 
 
+def test_who_replies_leaves_what_exits_on_replies_and_who_says_stop_everything(scenario):
+    text = ONE.replace("name: One", "name: One\n    exit: {on_reply: true}").replace("[a]", "[a, n]")
+    other = "  - {name: N, steps: [{trigger: n, text: N}, {trigger: n2, text: N}]}"
+    text = text.replace("sequences:", f"sequences:\n{other}")
+    everybody = "sender.replies={share: 1, stop: 0, within_h: 1}"
+    outlook = told(scenario(text, everybody))
+    assert outlook.replies == {"received": 120, "stop": 0, "exits": 40}
+    assert (outlook.completed, outlook.stopped, outlook.messages) == (40, 40, 120)
+    assert {wave.sequence: wave.messages for wave in outlook.waves} == {"N": 80, "One": 40}
+    stopped = told(scenario(text, everybody.replace("stop: 0", "stop: 1")))
+    assert stopped.replies == {"received": 80, "stop": 80, "exits": 0}
+    assert (stopped.completed, stopped.stopped, stopped.messages) == (0, 80, 80)
+    # Who has left by a reply carries the trigger still: it does not come anew.
+    tagged = told(scenario(text, everybody, "events=[{at_h: 60, tag: {trigger: a}}]"))
+    assert (tagged.enrolled, tagged.messages) == (80, 120)
+    few = told(scenario(text, "sender.replies={share: 0.3, stop: 0.5, within_h: 1}"))
+    assert few.replies is not None
+    assert few.replies["received"] > few.replies["exits"] > 5 < few.replies["stop"]
+    assert told(scenario(text)).replies is None
+
+
 def test_who_gets_a_trigger_enters_once(scenario):
     mixed = ONE.replace("[{triggers: [a]}]", "[{triggers: [a]}, {triggers: [n]}]")
     text = mixed.replace("sequences:", "sequences:\n  - {name: N, steps: [{trigger: n, text: N}]}")

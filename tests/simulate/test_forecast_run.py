@@ -50,6 +50,20 @@ events:
   - {{at_h: 12, devices: {{count: 1, health: offline, until_h: 30}}}}
 """
 
+REPLYING = f"""
+days: 4
+tick_s: 120
+shards: 2
+devices: {{count: 6, quota_per_hour: 60}}
+leads: {{count: 1000, triggers: [{{triggers: [a]}}, {{triggers: [a, crypto_welcome]}}]}}
+sequences:
+  - name: Asks
+    exit: {{on_reply: true}}
+    steps: [{{trigger: a, text: A, delay_hours: 5}}, {{trigger: b, text: B, delay_hours: 5}}, {{trigger: c, text: C}}]
+  - {EXAMPLES}/crypto.yaml
+sender: {{replies: {{share: 0.15, stop: 0.25, within_h: 8}}}}
+"""
+
 
 def planned(path: Path, *sets: str) -> Plan:
     return plan(load(path, [parse(each) for each in sets]), None)
@@ -87,6 +101,25 @@ def test_trouble_of_every_kind_is_foreseen(world, tmp_path):
     compare(done, told, 0.02)
     for name in ("completed", "failed", "stopped"):
         assert getattr(told, name) == pytest.approx(getattr(done.outcome, name), rel=0.02, abs=15)
+
+
+def test_replies_are_foreseen(world, tmp_path):
+    """The same leads write back the same, at the same times but for the border of a tick."""
+    path = tmp_path / "replies.yaml"
+    path.write_text(REPLYING)
+    planned_ = planned(path)
+    done, told = world.play(planned_), forecast(world_of(planned_, SETTINGS))
+    assert done.outcome.good, done.outcome.violations
+    compare(done, told, 0.01)
+    found, foreseen = done.outcome.replies, told.replies
+    assert found is not None
+    assert found["exits"] > 100 < found["received"] - found["stop"] > found["stop"] > 50
+    assert foreseen == pytest.approx(found, rel=0.02)
+    for name in ("completed", "stopped"):
+        assert getattr(told, name) == pytest.approx(getattr(done.outcome, name), rel=0.01)
+    assert world.value("SELECT count(*) FROM exits") == world.value("SELECT count(*) FROM lead_changes") == 0
+    last = world.value("SELECT received_at > dripline_now() - interval '1 day' FROM replies ORDER BY id DESC LIMIT 1")
+    assert last, "who writes after the last message is heard too"
 
 
 def test_waves_that_collide_are_foreseen_from_the_start_and_in_the_middle(world):

@@ -165,6 +165,13 @@ def test_the_headline_says_how_it_ended(story):
     assert "3 violations" in page(run_of(story.told()), "")
 
 
+def test_replies_are_told_beside_the_outcomes(story):
+    assert "Leads wrote back" not in page(run_of(story.told()), "")
+    story.replies = {"received": 1200, "stop": 34, "exits": 5}
+    said = "Leads wrote back 1,200 times, 34 of them STOP; 5 enrolments ended by it."
+    assert said in page(run_of(story.told()), "")
+
+
 def test_names_and_faults_are_text_whatever_they_hold(story):
     story.name = "</script><img src=x onerror=alert(1)>"
     story.faults = [Fault(story.us(60), "silent", "<b>shard 1</b>", "</script>no answer")]

@@ -59,6 +59,18 @@ MISTAKES = {
     "wrong type": ("count: 10", "count: many", 8, "leads.count: input should be a valid integer"),
     "a text for a number": ("days: 2", "days: '2'", 1, "days: input should be a valid number"),
     "no speed": ("days: 2", "speed: 0", 1, "speed: a number above 0 belongs here, not 0 - leave it out to run as fast"),
+    "replies that nobody writes": (
+        "throttled: 0.1",
+        "replies: {share: 0}",
+        17,
+        "sender.replies.share: input should be greater than 0",
+    ),
+    "replies in days": (
+        "throttled: 0.1",
+        "replies: {share: 0.1, after: 2h}",
+        17,
+        "sender.replies: unknown key 'after' - known are share, stop, within_h",
+    ),
     "no way to the gateway": (
         "throttled: 0.1",
         "over: ftp",

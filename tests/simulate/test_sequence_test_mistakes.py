@@ -65,9 +65,27 @@ MISTAKES = {
     ),
     "what the engine does not know": (
         "tag: vip",
-        "reply: yes",
+        "delivered: yes",
         13,
-        "tests.0.events.0: unknown key 'reply' - known are at,",
+        "tests.0.events.0: unknown key 'delivered' - known are at,",
+    ),
+    "a reply without a text": (
+        "tag: vip",
+        "reply: ''",
+        13,
+        "tests.0.events.0.reply: string should have at least 1 character",
+    ),
+    "a reply of nobody": (
+        "lead: Ann, tag: vip",
+        "lead: Bo, reply: STOP",
+        13,
+        "tests.0.events.0.lead: no lead of this test is called 'Bo' -",
+    ),
+    "a reply beside something else": (
+        "tag: vip",
+        "tag: vip, reply: STOP",
+        13,
+        "tests.0.events.0: exactly one of opt_out, opt_in, reply, tag, untag, attributes, pause, resume belongs beside",
     ),
     "a step nobody knows": (
         "{step: bye, after",
@@ -133,9 +151,9 @@ MISTAKES = {
         "tag: vip",
         "tag: vip, opt_out: true",
         13,
-        "tests.0.events.0: exactly one of opt_out, opt_in, tag",
+        "tests.0.events.0: exactly one of opt_out, opt_in, reply, tag",
     ),
-    "an event that is none": (", tag: vip", "", 13, "tests.0.events.0: exactly one of opt_out, opt_in, tag"),
+    "an event that is none": (", tag: vip", "", 13, "tests.0.events.0: exactly one of opt_out, opt_in, reply, tag"),
     "a pause for one lead": (
         "pause: Greeting",
         "pause: Greeting, lead: Ann",

@@ -29,11 +29,14 @@ from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import stamp
 from simulate.evidence import Evidence, collect
 from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, MemoryShardStore, evidence
+from simulate.memory_store.replying import receive
 
 LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
 SEQUENCE_COLUMNS = {"max_lateness_h": "max_lateness_hours"}
 STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point"}
+REPLY_COLUMNS = {"lead": "lead_id", "received_us": "received_at", "message_id": "gateway_message_id"}
+AT_MOST_ONCE = "ON CONFLICT (gateway_message_id) DO NOTHING"
 MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
 
 Tables = dict[str, list[tuple[Any, ...]]]
@@ -57,6 +60,7 @@ class StoreWorld(Protocol):
     async def delete_lead(self, lead: int) -> None: ...
     async def suppress(self, phone: str) -> None: ...
     async def lock_leads(self, leads: list[int]) -> None: ...
+    async def reply(self, phone: str, text: str, /, **columns: Any) -> bool: ...
     async def pause_fleet(self, paused: bool) -> None: ...
     async def pause_lead(self, lead: int, until_us: int | None) -> None: ...
     async def retry(self) -> int: ...
@@ -116,6 +120,9 @@ class MemoryWorld:
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
 
+    async def reply(self, phone: str, text: str, /, **columns: Any) -> bool:
+        return receive(self.database, phone, text, **columns)
+
     async def pause_fleet(self, paused: bool) -> None:
         self.database.pause_fleet(paused)
 
@@ -162,6 +169,9 @@ class MemoryWorld:
                 for row in base.leads.values()
             ],
             "queue": [(list(change.leads), *change[1:]) for change in base.queue],
+            "replies": [tuple(reply) for reply in base.replies],
+            "exits": sorted((lead, id_) for id_, lead in base.exits.items()),
+            "opt_outs": sorted(base.opt_outs.items()),
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
@@ -203,6 +213,10 @@ TABLES = {
         SELECT id, trigger, home_device_id, dripline_us(opted_in_at), dripline_us(opted_out_at)
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
+    "replies": """
+        SELECT phone, lead_id, text, dripline_us(received_at), gateway_message_id FROM replies ORDER BY id""",
+    "exits": "SELECT lead_id, enrolment_id FROM exits ORDER BY 1, 2",
+    "opt_outs": "SELECT lead_id, dripline_us(at) FROM opt_outs ORDER BY 1",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
     "breakers": """
         SELECT number, breaker_trips, dripline_us(probe_at), ramp_per_day, ramp_day - '1970-01-01'::date
@@ -291,6 +305,12 @@ class PostgresWorld:
             await self._locker.execute("BEGIN")
             await self._locker.execute("SELECT FROM leads WHERE id = ANY ($1::bigint[]) FOR UPDATE", leads)
 
+    async def reply(self, phone: str, text: str, /, **columns: Any) -> bool:
+        named = {REPLY_COLUMNS[column]: value for column, value in columns.items() if value is not None}
+        if "received_at" in named:
+            named["received_at"] = to_datetime(named["received_at"])
+        return await self._insert("replies", AT_MOST_ONCE, phone=phone, text=text, **named) is not None
+
     async def pause_fleet(self, paused: bool) -> None:
         await self._connection.execute("UPDATE fleet SET paused = $1", paused)
 
@@ -329,9 +349,9 @@ class PostgresWorld:
         )
         return found
 
-    async def _insert(self, table: str, **columns: Any) -> Any:
+    async def _insert(self, table: str, otherwise: str = "", /, **columns: Any) -> Any:
         places = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
-        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) RETURNING id"
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places}) {otherwise} RETURNING id"
         return await self._connection.fetchval(sql, *columns.values())
 
     async def _update(self, table: str, key: str, id_: Any, columns: dict[str, Any]) -> None:

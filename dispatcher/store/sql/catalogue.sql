@@ -7,8 +7,8 @@ SELECT max(version) FILTER (WHERE name = 'sequences') AS sequences,
 FROM catalogue_versions;
 
 -- name: sequences
-SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in, send_from,
-       send_until, send_days, send_time_zone, max_lateness_hours AS max_lateness_h, when_late
+SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in, exit_on_reply,
+       send_from, send_until, send_days, send_time_zone, max_lateness_hours AS max_lateness_h, when_late
 FROM sequences ORDER BY id;
 
 -- name: steps

@@ -262,16 +262,7 @@ WHERE c.id = r.id;
 
 -- name: suppress
 -- The gateway says that these recipients do not want messages.
-WITH told AS (SELECT lead_id, min(at) AS at FROM unnest($1::bigint[], $2::bigint[]) s(lead_id, at) GROUP BY 1),
-free AS MATERIALIZED (
-    SELECT l.id, t.at FROM leads l JOIN told t ON t.lead_id = l.id ORDER BY l.id FOR NO KEY UPDATE OF l SKIP LOCKED
-),
-later AS (
-    INSERT INTO opt_outs (lead_id, at) SELECT lead_id, dripline_at(at) FROM told
-    WHERE lead_id NOT IN (SELECT id FROM free)
-    ON CONFLICT DO NOTHING
-)
-UPDATE leads l SET opted_out_at = dripline_at(f.at) FROM free f WHERE l.id = f.id AND l.opted_out_at IS NULL;
+SELECT dripline_opt_out($1::bigint[], $2::bigint[]);
 
 -- name: lock_enrolments
 -- One at a time decides which attempt of a visit was the accepted one.

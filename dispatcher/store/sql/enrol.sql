@@ -1,4 +1,4 @@
--- Queued lead changes become enrolments; a trigger taken off a lead or an opt-out ends them.
+-- Queued lead changes become enrolments; a trigger taken off a lead, an opt-out or a reply ends them.
 
 -- name: take_changes
 -- A bounded batch leaves the queue in the enrolling transaction: whole rows, the oldest first, until there are as many
@@ -66,7 +66,31 @@ forgotten AS (
 )
 SELECT (SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM taken) AS taken,
        (SELECT count(*) FROM stopped) AS stopped,
-       (SELECT array_agg(u.lead_id) FROM taken t CROSS JOIN LATERAL unnest(t.leads) u(lead_id))::text AS leads;
+       (SELECT array_agg(u.lead_id) FROM taken t CROSS JOIN LATERAL unnest(t.leads) u(lead_id))::text AS leads,
+       EXISTS (SELECT FROM exits) AS exits;
+
+-- name: end_replied
+-- Where leads have replied, if there are any: asked for only then. What the batch has ended already keeps its reason; but
+-- where an attempt is under way and its trigger may come back, the exit stays on record: then there was no other end.
+WITH told AS MATERIALIZED (
+    SELECT enrolment_id AS id FROM exits WHERE lead_id = ANY ($1::text::bigint[])
+),
+ended AS (
+    UPDATE sequence_contacts c
+    SET stop_reason = 'replied',
+        status = CASE WHEN c.lease_token IS NULL AND c.status = 'active' THEN 'stopped' ELSE c.status END,
+        finished_at = CASE WHEN c.lease_token IS NULL AND c.status = 'active' THEN dripline_at($2::bigint) END,
+        trigger_kept = true, held = false
+    WHERE c.id = ANY (ARRAY (SELECT id FROM told)) AND c.status IN ('active', 'in_doubt') AND c.stop_reason IS NULL
+    RETURNING 1
+),
+forgotten AS (
+    DELETE FROM exits x
+    WHERE x.lead_id = ANY ($1::text::bigint[]) AND x.enrolment_id IN (SELECT id FROM told)
+      AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.id = x.enrolment_id AND c.status IN ('active', 'in_doubt')
+                      AND c.stop_reason = 'trigger removed')
+)
+SELECT count(*) FROM ended;
 
 -- name: enrol
 -- Exact tokens only; a lead without a device of its own or an earlier one takes the next of the plan, the same for

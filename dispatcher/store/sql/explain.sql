@@ -16,6 +16,10 @@ FROM (
 LEFT JOIN devices h ON h.id = c.home_device_id
 ORDER BY c.id;
 
+-- name: replies
+SELECT received_at, text, EXISTS (SELECT FROM stop_words w WHERE w.said = dripline_said(r.text)) AS stops
+FROM replies r WHERE lead_id = $1 ORDER BY received_at DESC, id DESC LIMIT 20;
+
 -- name: queued
 SELECT EXISTS (SELECT FROM lead_changes WHERE $1 = ANY (leads));
 

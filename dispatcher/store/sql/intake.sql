@@ -66,13 +66,13 @@ DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
 
 -- name: insert_sequence
 INSERT INTO sequences (name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in,
-                       send_from, send_until, send_days, send_time_zone, max_lateness_hours, when_late)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id;
+                       exit_on_reply, send_from, send_until, send_days, send_time_zone, max_lateness_hours, when_late)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id;
 
 -- name: update_sequence
 UPDATE sequences SET name = $2, trigger_prefix = $3, is_active = $4, reentry = $5, reentry_interval_h = $6,
-                     sender_policy = $7, requires_opt_in = $8, send_from = $9, send_until = $10, send_days = $11,
-                     send_time_zone = $12, max_lateness_hours = $13, when_late = $14
+                     sender_policy = $7, requires_opt_in = $8, exit_on_reply = $9, send_from = $10, send_until = $11,
+                     send_days = $12, send_time_zone = $13, max_lateness_hours = $14, when_late = $15
 WHERE id = $1;
 
 -- name: write_steps

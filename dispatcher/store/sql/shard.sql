@@ -56,7 +56,7 @@ FROM leases c JOIN devices d ON d.id = c.device_id LEFT JOIN leads l ON l.id = c
 WHERE d.shard_id = $1 AND c.shard_epoch = $2 AND c.token = $3;
 
 -- name: last_look
--- What may not leave after all, and why. Begins after every opt-out and pause that has committed. What does leave is on
+-- What may not leave after all, and why. Begins after every opt-out, reply and pause that has committed. What does leave is on
 -- record from here on, under an epoch that is in force: a takeover waits for this, and whoever comes later leaves
 -- nothing. $1 enrolments, $2 whether each has something to say, $3 token, $4 seat, $5 epoch, $6 now, $7 bodies.
 WITH fence AS MATERIALIZED (
@@ -71,6 +71,7 @@ looked AS MATERIALIZED (
         WHEN (SELECT EXISTS (SELECT FROM suppressions))
              AND EXISTS (SELECT FROM suppressions s WHERE s.phone = c.contact_phone) THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
+        WHEN c.id = ANY (ARRAY (SELECT enrolment_id FROM exits)) THEN 'replied'
         WHEN (SELECT paused FROM fleet)
              OR c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active))
              OR c.home_device_id = ANY (ARRAY (SELECT id FROM devices WHERE paused))

@@ -71,5 +71,9 @@ SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM lead_changes;
 SELECT o.trigger, s.name AS sequence, o.scanned_to, (SELECT max(id) FROM leads) AS last
 FROM open_entries o JOIN sequences s ON s.id = o.sequence_id WHERE NOT o.scan_done ORDER BY o.opened_at, o.trigger;
 
+-- name: unmatched_replies
+-- Of phones that no lead has; by index.
+SELECT count(*) FROM replies WHERE lead_id IS NULL;
+
 -- name: late_steps
 SELECT count(*) FILTER (WHERE shifted_to IS NULL) AS skipped, count(shifted_to) AS shifted FROM late_steps;

@@ -96,6 +96,7 @@ class Pair:
             Step("a_three", "three", None, 24, 3, media_url="http://m/3"),
         ]
         await self.people("add_sequence", "a", a)
+        await self.people("set_sequence", 1, exit_on_reply=random.random() < 0.6)
         b = [Step("b_start", "one", "b_two", 2, None, True), Step("b_two", "two", None, 2)]
         await self.people("add_sequence", "b", b, reentry="after_interval", reentry_interval_h=30.0)
         c = [Step("c_start", "c", None, 1, None, True), Step("c_other", "other", None, 1, None, True)]
@@ -114,6 +115,8 @@ class Pair:
         kind = random.random()
         if kind < 0.15:
             await self.people("set_sequence", sequence, send_window=random.choice([None, *WINDOWS]))
+        elif kind < 0.25:
+            await self.people("set_sequence", sequence, exit_on_reply=random.random() < 0.7)
         elif kind < 0.6:
             await self.people("set_sequence", sequence, is_active=random.random() < 0.6)
         elif kind < 0.75:
@@ -143,6 +146,16 @@ class Pair:
     async def edit_zone(self, random: Random, lead: int) -> None:
         """A lead moves to another time zone."""
         await self.people("set_lead", lead, time_zone=random.choice(ZONES))
+
+    async def reply(self, random: Random, phones: int, now_us: int) -> None:
+        """Somebody writes, perhaps a STOP word, perhaps told late or twice."""
+        text = random.choice(["STOP", "Stop!", "thanks", "please don't stop"])
+        ago_us = random.choice([None, None, 0, 1, 3_600_000_000])
+        received_us = None if ago_us is None else now_us - ago_us
+        name = f"m{random.randint(1, 40)}"
+        await self.people(
+            "reply", f"+99910{random.randint(1, phones + 1)}", text, received_us=received_us, message_id=name
+        )
 
     async def postpone(self, random: Random, shard: int, now_us: int) -> None:
         """A shard finds windows shut in some zones."""

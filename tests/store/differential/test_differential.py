@@ -88,7 +88,7 @@ class History:
             self.lock: 3, self.enrol: 5, self.registry: 2, self.claim: 14, self.look: 18, self.answer: 18,
             self.answer_again: 2, self.rescue: 10, self.hold: 2, self.finish: 3, self.rehome: 1, self.take_over: 6,
             self.read: 2, self.seat: 1, self.give_back: 3, self.postpone: 3,
-            self.pause: 3, self.move_late: 4, self.retry: 2,
+            self.pause: 3, self.move_late: 4, self.retry: 2, self.reply: 3,
         }  # fmt: skip
         for _ in range(STEPS):
             act = self.random.choices(list(acts), list(acts.values()))[0]
@@ -132,6 +132,9 @@ class History:
         self.now_us += step_us
         await self.people("set_now", self.now_us)
         await self.coordinator("begin_day", self.now_us, 2, self.random.choice([HOUR_US, 48 * HOUR_US]))
+
+    async def reply(self) -> None:
+        await self.pair.reply(self.random, self.phones, self.now_us)
 
     # People ---------------------------------------------------------------------------------------------------
 
