@@ -48,6 +48,8 @@ def run_(
 
 
 async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
+    from functools import partial
+
     from actors.cluster import joined_ray, start
     from actors.live import Installation, ending, http_sender, new_holder
     from actors.preflight import check_database, watched
@@ -65,6 +67,7 @@ async def _live(settings: Settings, shards: int | None, quiet: bool) -> None:
                     screen.attention(remark)
                 holder = new_holder()
                 wanted = shards or shard_count(devices.devices, settings.devices_per_shard)
-                cluster = start(settings, wanted, http_sender, holder=holder, virtual=False, answer_s=_ANSWER_S)
+                sender_of = partial(http_sender, settings.gateway_hosts)
+                cluster = start(settings, wanted, sender_of, holder=holder, virtual=False, answer_s=_ANSWER_S)
                 async with watched(url, settings.data_dir, stop, screen.attention):
                     await Installation(cluster, settings, holder, stop, screen).live(devices)

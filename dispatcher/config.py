@@ -11,9 +11,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.errors import InputError
 
 SETTINGS_FILE = "dripline.toml"
@@ -49,11 +50,18 @@ class Settings(BaseSettings):
     complete_wait_s: float = Field(0.2, ge=0, description="how long outcomes are gathered, at most")
     enrol_rows: int = Field(20_000, ge=1, description="lead changes enrolled in one transaction, about")
     bulk_rows: int = Field(50_000, ge=1, description="rows that one holding, moving or rescuing pass touches, at most")
-    retry_limit: int = Field(5, ge=0, description="counted failures before an enrolment fails")
+    retry_limit: int = Field(4, ge=0, description="further attempts after a counted failure, then it fails")
     retry_base_s: float = Field(60.0, gt=0, description="backoff after the first counted failure")
-    retry_cap_s: float = Field(14_400.0, gt=0, description="longest backoff")
+    retry_cap_s: float = Field(21_600.0, gt=0, description="longest backoff")
     resend_limit: int = Field(5, ge=0, description="resends of an in-doubt attempt under the same key")
     key_retention_s: float = Field(86_400.0, gt=0, description="how long gateways remember idempotency keys")
+    gateway_hosts: str = Field("", description="names that gateways have, and networks that need not be public")
+
+    @field_validator("gateway_hosts")
+    @classmethod
+    def _hosts(cls, given: str) -> str:
+        GatewayHosts(given)
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

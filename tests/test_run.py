@@ -186,6 +186,7 @@ def new_world(database_url: str, tmp_path: Path) -> Iterator[Callable[..., World
         gateways.append(process)
         asyncio.run(_populate(database_url, process.url, devices, leads, steps, quota, gap_s))
         given = {f"DRIPLINE_{name.upper()}": str(value) for name, value in settings.items()}
+        given["DRIPLINE_GATEWAY_HOSTS"] = "127.0.0.1"
         return World(database_url, process, settings["hour_s"], quota, leads, steps, given)
 
     yield make

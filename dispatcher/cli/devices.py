@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, err, out, run, show_table
+from dispatcher.core.fleet import GatewayKind
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.devices import (
     Device,
@@ -36,6 +37,16 @@ Idempotent = Annotated[
     bool | None,
     typer.Option("--idempotent/--not-idempotent", help="Whether the gateway honours idempotency keys."),
 ]
+Kind = Annotated[
+    GatewayKind | None,
+    typer.Option("--gateway-kind", help="What the gateway speaks.", show_default="http"),
+]
+PhoneNumberId = Annotated[
+    str | None, typer.Option("--gateway-phone-number-id", help="What the WhatsApp Cloud API calls the number.")
+]
+Account = Annotated[
+    str | None, typer.Option("--gateway-account", help="Devices of one account rest together when it is throttled.")
+]
 PerHour = Annotated[int | None, typer.Option("--quota-per-hour", min=0, show_default="80")]
 PerDay = Annotated[int | None, typer.Option("--quota-per-day", min=0, show_default="800")]
 InFlight = Annotated[int | None, typer.Option("--in-flight-max", min=0, show_default="50")]
@@ -59,11 +70,12 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
             f"{row['messages_today']}/{row['quota_per_day']}",
             f"{row['current_processing']}/{row['in_flight_max']}",
             f"{row['min_gap_s']:g}",
+            row["gateway_kind"],
             row["gateway_url"] or "-",
         )
         for row in run(body())
     ]
-    show_table(("name", "phone", "health", "hour", "day", "in flight", "gap s", "gateway"), rows)
+    show_table(("name", "phone", "health", "hour", "day", "in flight", "gap s", "speaks", "gateway"), rows)
 
 
 @app.command(epilog="Example: dripline devices add --name d-1 --phone 60123456789 --gateway-url https://gw.example/d-1")
@@ -74,6 +86,9 @@ def add(
     gateway_url: GatewayUrl = None,
     gateway_token: GatewayToken = None,
     gateway_idempotent: Idempotent = None,
+    gateway_kind: Kind = None,
+    gateway_phone_number_id: PhoneNumberId = None,
+    gateway_account: Account = None,
     quota_per_hour: PerHour = None,
     quota_per_day: PerDay = None,
     in_flight_max: InFlight = None,
@@ -125,6 +140,9 @@ def set_(
     gateway_url: GatewayUrl = None,
     gateway_token: GatewayToken = None,
     gateway_idempotent: Idempotent = None,
+    gateway_kind: Kind = None,
+    gateway_phone_number_id: PhoneNumberId = None,
+    gateway_account: Account = None,
     quota_per_hour: PerHour = None,
     quota_per_day: PerDay = None,
     in_flight_max: InFlight = None,

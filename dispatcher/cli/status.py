@@ -34,6 +34,8 @@ class Standing:
     shards_alive: int
     sequences: list[dict[str, Any]]
     due: int
+    paused_steps: list[dict[str, Any]]
+    """Steps that wait for somebody to put right what a gateway refused."""
     leased: int
     stuck: int
     """Leased for more than the seed's 5 minutes."""
@@ -92,6 +94,7 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
         shards_alive=await connection.fetchval(sql["shards_alive"]),
         sequences=sequences,
         due=sum(row["due"] for row in sequences),
+        paused_steps=_rows(await connection.fetch(sql["paused_steps"])),
         leased=leases["leased"],
         stuck=leases["stuck"],
         held=sum(row["held"] for row in sequences),
@@ -118,6 +121,9 @@ def show(standing: Standing) -> None:
         ("sequence", "state", "total", "active", "completed", "failed", "stopped", "in doubt", "due now", "next due"),
         [_sequence_row(row, standing.now) for row in standing.sequences],
     )
+    for row in standing.paused_steps:
+        text = f"step {row['trigger']} ({row['sequence']}): {row['cause']}"
+        _line("paused", f"{text} - put it right, then: dripline sequences resume-step", "yellow")
     _heading("sending")
     _line("due now", f"{standing.due:,}")
     _line("leased", f"{standing.leased:,}")

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.batches import Columns, Indices, Int32s
+from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
+
+GatewayKind = Literal["http", "whatsapp"]
+"""What a gateway speaks: the generic HTTP contract, or the official WhatsApp Cloud API."""
+
+GRAPH_URL: Final = "https://graph.facebook.com/v23.0"
+"""Where the WhatsApp Cloud API stands, with its version, unless a device's ``gateway_url`` says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Where a device's messages are handed over."""
+    """Where a device's messages are handed over, and in which words."""
 
     number: int
     device_id: str
     url: str | None
     token: str | None
     idempotent: bool
+    kind: GatewayKind = "http"
+    phone_number_id: str | None = None
+    """What the WhatsApp Cloud API calls the device's number."""
+
+
+class Terms(NamedTuple):
+    """On which terms a gateway takes a device's messages."""
+
+    kind: GatewayKind = "http"
+    phone_number_id: str | None = None
+    account: str | None = None
+    """Whose limits the device shares with others; None: its own only."""
+    rest_until_us: int = 0
+    """Until when the account rests, as far as the database knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +65,33 @@ class Fleet(Columns):
     name: list[str]
     gateway_url: list[str | None]
     gateway_token: list[str | None]
+    terms: list[Terms] | None = None
+    """None: the generic contract everywhere, and no account that devices share."""
 
     def of_shard(self, shard: int) -> Fleet:
         """The devices that ``shard`` owns."""
         return self.take(np.flatnonzero(self.shard == shard))
+
+    def of_account(self, row: int) -> Indices:
+        """The rows of the devices that share the account of the device in ``row``, itself included."""
+        account = self._terms[row].account
+        if account is None:
+            return np.array([row], np.intp)
+        return np.flatnonzero([terms.account == account for terms in self._terms])
+
+    @property
+    def windowed(self) -> NDArray[np.bool_]:
+        """Which devices may send free text only to those who have written to them lately."""
+        return np.array([terms.kind == "whatsapp" for terms in self._terms], np.bool_)
+
+    @property
+    def rest_until_us(self) -> Int64s:
+        """Until when each device's account rests, as far as the database knows."""
+        return np.array([terms.rest_until_us for terms in self._terms], np.int64)
+
+    @property
+    def _terms(self) -> list[Terms]:
+        return [Terms()] * len(self) if self.terms is None else self.terms
 
     def rows(self, numbers: Int32s) -> Indices:
         """The row of each device number, all of which must be in the fleet."""
@@ -61,6 +105,10 @@ class Fleet(Columns):
             self.gateway_url,
             self.gateway_token,
             self.idempotent.tolist(),
+            self._terms,
             strict=True,
         )
-        return {number: Gateway(number, str(id_), url, token, idem) for number, id_, url, token, idem in columns}
+        return {
+            number: Gateway(number, str(id_), url, token, idempotent, terms.kind, terms.phone_number_id)
+            for number, id_, url, token, idempotent, terms in columns
+        }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import asyncpg
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dispatcher.config import problem_of
+from dispatcher.core.fleet import GRAPH_URL, GatewayKind
 from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.store.statements import statements
@@ -39,6 +40,9 @@ class Device(BaseModel):
     min_gap_s: Annotated[float, Field(ge=0, le=_LONGEST_GAP_S, allow_inf_nan=False)] | None = None
     health: Health | None = None
     health_cause: str | None = None
+    gateway_kind: GatewayKind | None = None
+    gateway_phone_number_id: Annotated[str, StringConstraints(pattern=r"^[0-9]+$", max_length=64)] | None = None
+    gateway_account: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
 
     @field_validator("phone")
     @classmethod
@@ -50,6 +54,12 @@ class Device(BaseModel):
         if not (digits.isascii() and digits.isdigit() and len(digits) in _PHONE_DIGITS):
             raise ValueError(f"{phone!r} is no phone number")
         return digits
+
+    @model_validator(mode="after")
+    def _whatsapp(self) -> Self:
+        if self.gateway_kind == "whatsapp" and self.gateway_idempotent:
+            raise ValueError("the WhatsApp Cloud API honours no idempotency keys")
+        return self
 
 
 _KNOWN: Final = f"known are {', '.join(Device.model_fields)}"
@@ -80,15 +90,19 @@ def device(subject: str, values: dict[str, Any]) -> Device:
     try:
         return Device(**values)
     except ValidationError as error:
-        raise InputError(subject, f"{error.errors()[0]['loc'][0]}: {problem_of(error)}") from None
+        where = "".join(f"{name}: " for name in error.errors()[0]["loc"][:1])
+        raise InputError(subject, f"{where}{problem_of(error)}") from None
 
 
 async def write_device(connection: asyncpg.Connection, given: Device) -> bool | None:
     """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed.
 
     Raises:
-        InputError: its phone is another device's: the limits of a number would hold twice.
+        InputError: its phone is another device's: the limits of a number would hold twice. Or it speaks to the
+            WhatsApp Cloud API, and nobody has said as which number.
     """
+    if given.gateway_kind == "whatsapp":
+        given = await _whatsapp(connection, given)
     if given.phone is not None:
         other = await connection.fetchval(statements("intake")["device_of_phone"], given.phone, given.name)
         if other is not None:
@@ -99,6 +113,17 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
         statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)
     )
     return created
+
+
+async def _whatsapp(connection: asyncpg.Connection, given: Device) -> Device:
+    """The device with what the Cloud API needs."""
+    known = await connection.fetchrow(statements("intake")["device_gateway"], given.name)
+    if given.gateway_phone_number_id is None and (known is None or known["gateway_phone_number_id"] is None):
+        advice = "give it a gateway_phone_number_id, as its account shows it"
+        raise InputError(f"device {given.name!r}", "the WhatsApp Cloud API must know its number", advice)
+    if given.gateway_url is None and (known is None or known["gateway_kind"] != "whatsapp"):
+        return given.model_copy(update={"gateway_url": GRAPH_URL})
+    return given
 
 
 async def add_device(connection: asyncpg.Connection, given: Device) -> None:

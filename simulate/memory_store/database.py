@@ -9,7 +9,7 @@ from uuid import UUID
 
 import numpy as np
 
-from dispatcher.core.fleet import Fleet
+from dispatcher.core.fleet import Fleet, Terms
 from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.ports import Versions
 from simulate.memory_store.epochs import shard_seat
@@ -25,6 +25,7 @@ from simulate.memory_store.rows import (
     Lead,
     OpenEntry,
     Quota,
+    Reply,
 )
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class MemoryDatabase:
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
         self.queue: list[Change] = []
+        self.replies: list[Reply] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
         self.ledger = Ledger()
@@ -143,6 +145,13 @@ class MemoryDatabase:
         """Change a step: text, next step, delay; ``columns`` by the names of ``Step``."""
         row = self._with_step(trigger)
         self._put(replace(row, steps=tuple(replace(s, **columns) if s.trigger == trigger else s for s in row.steps)))
+
+    def pause_step(self, trigger: str, cause: str) -> None:
+        """A gateway refused what a step says: whoever stands there waits; one that is paused already stays so."""
+        if any(
+            step.trigger == trigger and step.paused is None for row in self.sequences.values() for step in row.steps
+        ):
+            self.edit_step(trigger, paused=cause)
 
     def add_step(self, sequence: int, step: Step) -> None:
         """Append a step to a sequence."""
@@ -287,6 +296,15 @@ class MemoryDatabase:
             name=[row.name for row in rows],
             gateway_url=[row.gateway_url for row in rows],
             gateway_token=[row.gateway_token for row in rows],
+            terms=[
+                Terms(
+                    row.gateway_kind,
+                    row.gateway_phone_number_id,
+                    row.gateway_account,
+                    row.account_rests_until_us or 0,
+                )
+                for row in rows
+            ],
         )
 
     def _cache(self, name: str, version: int, read: Callable[[], T]) -> T:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from dispatcher.core.fleet import GatewayKind
+
 LIVE: Final = ("active", "in_doubt")
 """The statuses of which a lead has one row a sequence at most."""
 
@@ -38,6 +40,18 @@ class Device:
     gateway_url: str | None = None
     gateway_token: str | None = None
     gateway_idempotent: bool = True
+    gateway_kind: GatewayKind = "http"
+    gateway_phone_number_id: str | None = None
+    gateway_account: str | None = None
+    account_rests_until_us: int | None = None
+
+
+class Reply(NamedTuple):
+    """``replies``: what a lead wrote back."""
+
+    lead: int
+    received_us: int
+    device: UUID | None = None
 
 
 class Quota(NamedTuple):

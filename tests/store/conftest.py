@@ -31,7 +31,7 @@ from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, Memory
 
 LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
-STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point"}
+STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point", "paused": "paused_cause"}
 MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
 
 Tables = dict[str, list[tuple[Any, ...]]]
@@ -143,6 +143,10 @@ class MemoryWorld:
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
+            "rests": [(row.number, row.account_rests_until_us) for row in base.devices.values()],
+            "paused steps": sorted(
+                (step.trigger, step.paused) for row in base.sequences.values() for step in row.steps if step.paused
+            ),
             "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
             "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
             "heartbeats": sorted(
@@ -178,6 +182,10 @@ TABLES = {
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
+    "rests": "SELECT number, dripline_us(account_rests_until) FROM devices ORDER BY number",
+    "paused steps": """
+        SELECT trigger, paused_cause FROM sequence_steps WHERE paused_cause IS NOT NULL
+        ORDER BY trigger COLLATE "C" """,
     "quotas": """
         SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
         FROM device_quota_history h JOIN devices d ON d.id = h.device_id ORDER BY 1, 2, 3, 4""",
@@ -216,7 +224,7 @@ class PostgresWorld:
         async with self._connection.transaction():
             id_ = await self._insert("sequences", name=name, **{"is_active": True, **_sequence_columns(columns)})
             for step in steps:
-                named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items()}
+                named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items() if value}
                 await self._insert("sequence_steps", sequence_id=id_, **named)
         return int(id_)
 

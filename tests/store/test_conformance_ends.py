@@ -26,7 +26,7 @@ async def test_the_last_look_sees_every_reason_and_records_the_rest(story):
     await story.world.set_lead(1, opted_out_us=story.now_us)
     await story.world.delete_lead(2)
     await story.shard.give_back(
-        np.array([3]), np.array([leased.token]), np.array([story.now_us]), [None], story.now_us, [False]
+        np.array([3]), np.array([leased.token]), np.array([story.now_us]), [None], story.now_us, [False], [False]
     )
     assert await story.look(leased) == {0: "opted out", 1: "trigger removed", 2: "gone"}
     record = (leased.token, story.shard_epoch, story.now_us, [4], [(4, ("said to 4", None))])
@@ -44,7 +44,9 @@ async def test_a_resend_whose_key_is_forgotten_does_not_leave(story):
     leased = await story.claim()
     assert (leased.resend_text, await story.look(leased)) == (["said to 1"], {0: "key forgotten"})
     token, now_us = np.array([leased.token]), story.now_us
-    assert await story.shard.give_back(leased.enrolment, token, np.array([now_us]), [None], now_us, [True]) == 1
+    assert (
+        await story.shard.give_back(leased.enrolment, token, np.array([now_us]), [None], now_us, [True], [False]) == 1
+    )
     assert await story.states() == [("start", "in_doubt", 1, 1, False, True, None)]
 
 

@@ -11,13 +11,15 @@ SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_
 FROM sequences ORDER BY id;
 
 -- name: steps
-SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_delay_hours, day_number, is_entry_point
+SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_delay_hours, day_number, is_entry_point,
+       template_name, template_language, template_parameters, paused_cause
 FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
 -- Available to the engine: healthy, and reachable, except in a rehearsal, whose gateway is the referee.
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
-       in_flight_max, min_gap_s, shard_id, health, health_cause,
+       in_flight_max, min_gap_s, shard_id, health, health_cause, gateway_kind, gateway_phone_number_id, gateway_account,
+       coalesce(dripline_us(account_rests_until), 0) AS rest_until_us,
        health = 'available' AND (gateway_url IS NOT NULL OR NOT EXISTS (
            SELECT FROM dripline_database WHERE kind = 'live')) AS available
 FROM devices ORDER BY number;
