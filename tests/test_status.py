@@ -131,6 +131,7 @@ async def test_status_as_json_holds_every_figure(world):
             ]
         ],
         "due": 1,
+        "paused_steps": [],
         "leased": 1,
         "stuck": 1,
         "held": 1,
