@@ -11,7 +11,7 @@ import asyncpg
 import numpy as np
 
 from bench.bench import Bench
-from dispatcher.core.batches import Leased
+from dispatcher.core.batches import Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.leases import Want
 from dispatcher.core.moments import SECOND_US, from_datetime, span_us
@@ -140,6 +140,8 @@ class Installation:
     epoch: int
     shards: list[PostgresShardStore]
     shard_epochs: list[int]
+    next_due_us: Int64s
+    """What was due first of each device at the takeover; nothing is due earlier since."""
 
     def want(self, shard: int) -> Want:
         """A thousand slots over the 300 devices of ``shard``, three or four on each, 5 s apart."""
@@ -149,7 +151,8 @@ class Installation:
         slots[: rows - int(slots.sum())] += 1
         rank = np.arange(rows) - np.repeat(np.cumsum(slots) - slots, slots)
         slot_us = NOW_US + rank * _GAP_US
-        return Want(shard, self.shard_epochs[shard], fleet.device_id, fleet.number, slots, slot_us)
+        since_us = np.minimum(self.next_due_us[self.fleet.rows(fleet.number)], NOW_US)
+        return Want(shard, self.shard_epochs[shard], fleet.device_id, fleet.number, slots, slot_us, since_us)
 
     async def claim(self, want: Want) -> Leased | None:
         """What is due now, leased to the slots of ``want``."""
@@ -166,6 +169,8 @@ async def installed(url: str) -> AsyncIterator[Installation]:
         epoch = await coordinator.seat.raise_epoch()
         await coordinator.begin_day(NOW_US, 1, 24 * HOUR_US)
         epochs = [await shard.seat.raise_epoch() for shard in shards]
-        yield Installation(pool, await coordinator.fleet(), coordinator, epoch, shards, epochs)
+        fleet = await coordinator.fleet()
+        next_due_us = await coordinator.next_due(fleet.device_id)
+        yield Installation(pool, fleet, coordinator, epoch, shards, epochs, next_due_us)
     finally:
         pool.terminate()

@@ -31,7 +31,7 @@ from dispatcher.store.stamp import require_rehearsal
 from simulate.examples import builtin
 from simulate.population import DeviceGroup, create_devices, create_leads
 from simulate.referee import Answers, Behaviour, Referee, Requests
-from simulate.rehearsal import START
+from simulate.rehearsal import START, rehearsing
 from simulate.sender import RefereeSender
 
 START_US: Final = from_datetime(START)
@@ -143,7 +143,7 @@ async def send_all(
         await apply(connection, sequences)
         await create_devices(connection, DeviceGroup(devices))
         tally = Tally(connection if alone else None)
-        settings = load_settings(database_url=url, horizon_s=TICK_US / 1e6)
+        settings = rehearsing(load_settings(), url, TICK_US / 1e6)
         coordinator, shards, pools = await _services(stack, url, settings, tally)
         entries = sorted(step.trigger for sequence in sequences for step in sequence.steps if step.is_entry)
         now_us = START_US

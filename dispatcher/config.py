@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     hung_s: float = Field(15.0, gt=0, description="a shard or coordinator silent for so long is replaced")
     horizon_s: float = Field(5.0, gt=0, description="how far ahead slots are offered in production")
     cycle_s: float = Field(30.0, gt=0, description="the coordinator wakes at latest after this long")
+    claims_at_once: int = Field(8, ge=1, description="for how many shards is claimed side by side, at most")
     complete_rows: int = Field(5000, ge=1, description="outcomes completed in one transaction, at most")
     complete_wait_s: float = Field(0.2, ge=0, description="how long outcomes are gathered, at most")
     enrol_rows: int = Field(20_000, ge=1, description="lead changes enrolled in one transaction, about")

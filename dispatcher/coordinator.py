@@ -67,6 +67,7 @@ class Coordinator:
         self._rebalancer = Rebalancer(store, settings)
         self.epoch = 0
         self._partitioned_day = -1
+        self._claims = asyncio.Semaphore(settings.claims_at_once)
 
     async def take_over(self, now_us: int, shards: int | None = None) -> int:
         """Raise the epoch and load what is known; devices without a shard get one.
@@ -106,7 +107,8 @@ class Coordinator:
         rescue = await self._rescuer.run_once(now_us)
         balance = await self._rebalancer.run_once(now_us, self._catalogue, self._fleet)
         enrol = await self._enroller.run_once(now_us, self.epoch, self._catalogue, self._fleet)
-        self._next_due[np.isin(self._fleet.number, enrol.number)] = now_us
+        enrolled = np.isin(self._fleet.number, enrol.number)
+        self._next_due[enrolled] = np.minimum(self._next_due[enrolled], now_us)
         if rescue != RescuePass() or balance.changed:
             await self.probe()
         claimed, silent = await self._dispatch(now_us, horizon_us)
@@ -167,24 +169,33 @@ class Coordinator:
             number=offer.number[with_slots],
             slots=offer.slots[with_slots],
             slot_us=offer.slot_us,
+            since_us=self._next_due[asked],
         )
-        leased = await self._store.claim(
-            want,
-            now_us,
-            epoch=self.epoch,
-            deadline_us=span_us(self._settings.deadline_s),
-            lead_fields=self._reads_lead_fields,
-        )
-        due = await self._shards.deliver(shard, offer.offer, leased)
+        async with self._claims:
+            leased = await self._store.claim(
+                want,
+                now_us,
+                epoch=self.epoch,
+                deadline_us=span_us(self._settings.deadline_s),
+                lead_fields=self._reads_lead_fields,
+            )
+            due = await self._shards.deliver(shard, offer.offer, leased)
         await self._note_claim(asked, want, leased)
         self._note_due(due)
         return 0 if leased is None else len(leased)
 
     async def _note_claim(self, rows: Indices, want: Want, leased: Leased | None) -> None:
-        """After a claim: where slots stayed empty nothing more is due now; where all filled, more may be."""
-        filled = np.zeros(len(rows), np.int64)
+        """After a claim: where slots stayed empty nothing more is due now; where all filled, more may be.
+
+        What is left is due no earlier than what was claimed.
+        """
+        filled, last_due_us = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         if leased is not None:
-            np.add.at(filled, np.searchsorted(want.number, leased.device), 1)
+            place = np.searchsorted(want.number, leased.device)
+            np.add.at(filled, place, 1)
+            if not leased.around:
+                np.maximum.at(last_due_us, place, leased.due_us)
+        self._next_due[rows] = np.maximum(self._next_due[rows], last_due_us)
         first = np.cumsum(want.slots) - want.slots
         last = np.maximum(filled - 1, 0)
         gap_us = span_us(1) * self._fleet.min_gap_s[rows]

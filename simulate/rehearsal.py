@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -55,6 +56,9 @@ from simulate.timetable import BansLifted, DeviceChange, Event, Switch, Timetabl
 from simulate.watcher import Watcher
 
 _LABELS = tuple(outcome.label for outcome in Outcome)
+_CLAIMS_PER_CORE = 2
+"""A delivery in a rehearsal lasts until all of it has been sent and written: more of them at once only keep snapshots
+open, so that old versions of rows stay, and PostgreSQL needs a tenth more time and log."""
 _ANSWER_S = {Over.DIRECT: 120.0, Over.HTTP: 3600.0}
 """How long a shard may take for a tick: over HTTP one may hold hundred thousand requests."""
 
@@ -128,6 +132,17 @@ class Rehearsed:
     frame: Frame
 
 
+def rehearsing(settings: Settings, url: str, tick_s: float) -> Settings:
+    """The settings of a rehearsal in ticks of ``tick_s`` in the database at ``url``."""
+    return settings.model_copy(
+        update={
+            "database_url": url,
+            "horizon_s": min(tick_s, settings.lease_s / 2),
+            "claims_at_once": min(settings.claims_at_once, _CLAIMS_PER_CORE * (os.cpu_count() or 1)),
+        }
+    )
+
+
 async def rehearse(
     plan: Plan,
     settings: Settings,
@@ -149,7 +164,7 @@ async def rehearse(
         RefusedError: the database is live, or holds data and ``reset`` is not given.
     """
     phases = _Phases(watcher, time.monotonic() if begun_s is None else begun_s)
-    settings = settings.model_copy(update={"database_url": url, "horizon_s": min(plan.tick_s, settings.lease_s / 2)})
+    settings = rehearsing(settings, url, plan.tick_s)
     with (
         tempfile.TemporaryDirectory(prefix="dripline-") as scratch,
         MemoryProbe([server_pid] if server_pid else []) as memory,
@@ -385,7 +400,7 @@ def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, 
 
 def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
     """What was asked for, beside what the figures name themselves; nothing that depends on the machine."""
-    here = {"database_url", "data_dir", "ray_address", "devices_per_shard"}
+    here = {"database_url", "data_dir", "ray_address", "devices_per_shard", "claims_at_once"}
     return {
         "days": plan.days,
         "start": plan.start.isoformat(),

@@ -113,7 +113,7 @@ async def production(loop: raw.Loop) -> None:
         rank = np.arange(slots.sum()) - np.repeat(np.cumsum(slots) - slots, slots)
         slot_us = raw.START_US + (np.repeat(sent, slots) + rank) * raw.GAP_US
         ids = [loop.device_id[device] for device in devices.tolist()]
-        want = Want(0, own, ids, devices + 1, slots, slot_us)
+        want = Want(0, own, ids, devices + 1, slots, slot_us, np.zeros(len(ids), np.int64))
         leased = await coordinator.claim(want, raw.START_US, epoch=epoch, deadline_us=DEADLINE_US, lead_fields=False)
         assert leased is not None
         keys = idempotency_keys(leased.enrolment, leased.visit, leased.generation)

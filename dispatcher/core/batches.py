@@ -170,6 +170,8 @@ class Leased(Columns):
     resend_media_url: Sequence[str | None]
     time_zone: Coded[str | None] | None = None
     """The leads', as read before the hand-over, of those with a send window; None until then."""
+    around: bool = False
+    """Whether rows that somebody held may have been passed over, which are due earlier than some of these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class Want:
     """How many slots each device has."""
     slot_us: Int64s
     """All slots, device after device, ascending within one."""
+    since_us: Int64s
+    """For each device, before when nothing that may be claimed is due: the search begins there."""
 
 
 @dataclass(frozen=True, slots=True)

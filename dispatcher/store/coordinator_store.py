@@ -153,7 +153,7 @@ class PostgresCoordinatorStore:
             return None
         first = np.cumsum(want.slots) - want.slots
         token = int(await self._session.value("next_token"))
-        row = await self._claim_due(
+        row, around = await self._claim_due(
             arrays.uuids(b"".join(device.bytes for device in want.device_id)),
             arrays.int4s(want.slots),
             arrays.int4s(first),
@@ -165,6 +165,7 @@ class PostgresCoordinatorStore:
             want.epoch,
             token,
             lead_fields,
+            since=arrays.int8s(want.since_us),
         )
         if row["enrolment"] is None:
             return None
@@ -189,18 +190,22 @@ class PostgresCoordinatorStore:
             step=Coded.of(row["step"]),
             resend_text=row["resend_text"] or nothing,
             resend_media_url=row["resend_media_url"] or nothing,
+            around=around,
         )
 
-    async def _claim_due(self, *arguments: Any) -> asyncpg.Record:
-        """The claim without locks beforehand; while somebody holds rows that it wants, with locks and around those."""
+    async def _claim_due(self, *arguments: Any, since: bytes) -> tuple[asyncpg.Record, bool]:
+        """The claim without locks beforehand; while somebody holds rows that it wants, with locks and around those.
+
+        Returns its result, and whether it went around rows.
+        """
         if time.monotonic() >= self._careful_until_s:
             try:
-                return await self._session.row("claim_due", *arguments, f"{_QUICK_LOCK_S}s")
+                return await self._session.row("claim_due", *arguments, f"{_QUICK_LOCK_S}s", since), False
             except StoreUnavailableError as error:
                 if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
                     raise
                 self._careful_until_s = time.monotonic() + _CAREFUL_S
-        return await self._around.row("claim_due", *arguments, f"{LOCK_TIMEOUT_S}s")
+        return await self._around.row("claim_due", *arguments, f"{LOCK_TIMEOUT_S}s", since), True
 
     async def next_due(self, device_id: list[UUID]) -> Int64s:
         """The earliest due moment of each device; ``NEVER_US`` where nothing waits."""

@@ -113,12 +113,14 @@ class MemoryCoordinatorStore:
             return None
         sendable = database.sendable_sequences()
         slots, leased, first = want.slot_us.tolist(), [], 0
-        for id_, number, count in zip(want.device_id, want.number.tolist(), want.slots.tolist(), strict=True):
+        for id_, number, count, since_us in zip(
+            want.device_id, want.number.tolist(), want.slots.tolist(), want.since_us.tolist(), strict=True
+        ):
             due = [
                 (row.due_us, row.id, row)
                 for row in database.active_at.get(id_, {}).values()
                 if row.due_us is not None
-                and row.due_us <= now_us
+                and since_us <= row.due_us <= now_us
                 and row.device is None
                 and not row.held
                 and row.sequence in sendable

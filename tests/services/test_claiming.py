@@ -10,6 +10,7 @@ import pytest
 from dispatcher.core.leases import Want
 from dispatcher.errors import FencedError
 from dispatcher.store.connect import connect
+from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 
 SECOND_US = 1_000_000
 LEASED = "SELECT contact_phone, dripline_us(processing_started_at) FROM sequence_contacts WHERE lease_token IS NOT NULL"
@@ -26,6 +27,7 @@ async def claim(store, world, slots: dict[int, list[float]], *, epoch=None, shar
         number=np.array(list(slots), np.int32),
         slots=np.array([len(part) for part in slots.values()], np.int32),
         slot_us=np.array(moments, np.int64),
+        since_us=np.zeros(len(slots), np.int64),
     )
     epoch = world.coordinator.epoch if epoch is None else epoch
     return await store.claim(want, world.now_us, epoch=epoch, deadline_us=30 * SECOND_US, lead_fields=False)
@@ -134,6 +136,31 @@ async def test_a_claim_skips_what_another_transaction_holds(waiting):
     assert await taken(waiting, leased) == [("999103", 1, 1.0)]
     await transaction.rollback()
     await other.close()
+
+
+async def test_a_search_begins_where_the_last_claim_ended_unless_it_went_around_a_row(waiting, monkeypatch):
+    began_min, claimed, claim = [], [], PostgresCoordinatorStore.claim
+
+    async def noting(self, want, *arguments, **named):
+        began_min.append(((want.since_us - waiting.now_us) // (60 * SECOND_US)).tolist())
+        leased = await claim(self, want, *arguments, **named)
+        claimed.append(sorted(leased.phone))
+        return leased
+
+    monkeypatch.setattr(PostgresCoordinatorStore, "claim", noting)
+    monkeypatch.setattr("dispatcher.store.coordinator_store._CAREFUL_S", 0.0)
+    await waiting.coordinator.probe()
+    marketer = await connect(waiting.url)
+    try:
+        async with marketer.transaction():
+            await marketer.execute("UPDATE sequence_contacts SET last_error = 'mine' WHERE contact_phone = '999101'")
+            await waiting.coordinator.run_once(waiting.now_us, 1)
+        for horizon_s in (5, 10):
+            await waiting.coordinator.run_once(waiting.now_us, horizon_s * SECOND_US + 1)
+    finally:
+        await marketer.close()
+    assert claimed == [["999102", "999103"], ["999101", "999104"], ["999105", "999106"]]
+    assert began_min == [[-60, -50], [-60, -50], [-60, -30]]
 
 
 @pytest.mark.parametrize("stale", ["coordinator", "shard"])

@@ -398,8 +398,8 @@ class Story:
             hour_us=HOUR_US,
         )
 
-    async def claim(self, slots: int = 9, shard_epoch: int | None = None) -> Leased | None:
-        """Claim for device 1, five seconds a slot."""
+    async def claim(self, slots: int = 9, shard_epoch: int | None = None, since_us: int = 0) -> Leased | None:
+        """Claim for device 1, five seconds a slot; nothing that was due before ``since_us``."""
         want = Want(
             shard=0,
             epoch=shard_epoch or self.shard_epoch,
@@ -407,6 +407,7 @@ class Story:
             number=np.array([1], np.int32),
             slots=np.array([slots], np.int32),
             slot_us=self.now_us + 5 * SECOND_US * np.arange(slots, dtype=np.int64),
+            since_us=np.array([since_us], np.int64),
         )
         return await self.store.claim(want, self.now_us, epoch=self.epoch, deadline_us=DEADLINE_US, lead_fields=True)
 

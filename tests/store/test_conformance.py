@@ -190,6 +190,15 @@ async def test_the_longest_overdue_take_the_first_slots(story):
     assert (await story.store.next_due([ONE, TWO])).tolist() == [story.now_us, NEVER_US]
 
 
+async def test_a_claim_begins_where_it_is_told_that_nothing_is_due_before(story):
+    await story.leads("start")
+    await story.wait(HOUR_US)
+    await story.leads("start")
+    for since_us, expected in ((story.now_us + 1, None), (story.now_us, [2]), (story.now_us - HOUR_US, [1])):
+        leased = await story.claim(since_us=since_us)
+        assert (leased and leased.enrolment.tolist()) == expected
+
+
 async def test_a_superseded_shard_or_coordinator_claims_nothing(story):
     await story.leads("start")
     assert await story.claim(shard_epoch=story.shard_epoch + 100) is None

@@ -144,6 +144,7 @@ async def claim_arguments(connection, slots: int = 3) -> tuple:
         99,
         False,
         "1s",
+        arrays.int8s([0] * DEVICES),
     )
 
 

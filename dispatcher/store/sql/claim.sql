@@ -7,6 +7,8 @@
 -- Rows are not locked before they are written: it would cost as much as the writing, and what somebody else has changed
 -- meanwhile fails the conditions, which PostgreSQL then asks once more. Where somebody holds a row, the statement
 -- gives up before it could be part of a deadlock, and is run again as SKIP LOCKED makes it, in the place of the comment.
+-- The search of a device begins where the caller knows that nothing to claim is due earlier ($13): neither a blocked
+-- backlog nor what has moved on since is read again.
 -- The result is one row of columns: integers as big-endian bytes, times as microseconds since 2000.
 WITH fence AS MATERIALIZED (
     SELECT count(*) AS held FROM (
@@ -16,11 +18,12 @@ WITH fence AS MATERIALIZED (
 due AS MATERIALIZED (
     SELECT w.device_id, w.n AS ord, row_number() OVER (PARTITION BY w.n ORDER BY c.next_trigger_time, c.id) AS rank,
            w.first, c.tid
-    FROM unnest($1::dripline_uuids, $2::dripline_int4s, $3::dripline_int4s) WITH ORDINALITY w(device_id, slots, first, n)
+    FROM unnest($1::dripline_uuids, $2::dripline_int4s, $3::dripline_int4s, $13::dripline_int8s) WITH ORDINALITY
+         w(device_id, slots, first, since, n)
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, id, next_trigger_time FROM sequence_contacts
         WHERE home_device_id = w.device_id AND status = 'active' AND NOT held
-          AND next_trigger_time <= dripline_at($5::bigint)
+          AND next_trigger_time >= dripline_at(w.since) AND next_trigger_time <= dripline_at($5::bigint)
           AND sequence_id = ANY (ARRAY (
               SELECT s.id FROM sequences s
               WHERE s.is_active AND NOT EXISTS (SELECT FROM sequence_problems p WHERE p.sequence_id = s.id)))

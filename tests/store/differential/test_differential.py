@@ -228,6 +228,7 @@ class History:
             number=np.array(number, np.int32),
             slots=np.array(slots, np.int32),
             slot_us=np.array(slot_us, np.int64),
+            since_us=np.array([self.random.choice((0, 0, self.now_us - HOUR_US)) for _ in number], np.int64),
         )
         fields_too = self.random.random() < 0.5
         coordinator_epoch = self.coordinator_epoch()
