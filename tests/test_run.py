@@ -321,6 +321,17 @@ def test_short_hours_are_refused_for_a_real_gateway(database_url):
     )
 
 
+def test_a_gateway_at_an_address_within_is_refused_unless_it_is_allowed(database_url):
+    asyncio.run(_populate(database_url, "http://169.254.169.254/latest", 1, 0, 1, 6, 1))
+    assert refusal(database_url, DRIPLINE_GATEWAY_HOSTS="127.0.0.0/8") == (
+        "error: gateway_hosts: gateway http://169.254.169.254/latest is at an address that is not public, or not among"
+        ' those allowed - to allow it, set gateway_hosts = "169.254.169.254"\n'
+    )
+    assert refusal(database_url, DRIPLINE_GATEWAY_HOSTS="a b") == (
+        "error: DRIPLINE_GATEWAY_HOSTS: 'a b' is no host name, address or network\n"
+    )
+
+
 def refusal(url: str, **settings: str) -> str:
     """What ``dripline run`` says when it exits with status 2, having sent and started nothing."""
     command = [sys.executable, "-c", "from dispatcher.cli.main import main; main()", "run", "--database-url", url]
