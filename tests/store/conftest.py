@@ -28,6 +28,7 @@ from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import stamp
 from simulate.evidence import Evidence, collect
 from simulate.memory_store import MemoryCoordinatorStore, MemoryDatabase, MemoryShardStore, evidence
+from simulate.memory_store.rows import Reply
 
 LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
@@ -53,6 +54,7 @@ class StoreWorld(Protocol):
     async def set_lead(self, lead: int, **columns: Any) -> None: ...
     async def delete_lead(self, lead: int) -> None: ...
     async def lock_leads(self, leads: list[int]) -> None: ...
+    async def add_reply(self, lead: int, at_us: int, device: UUID | None = None) -> None: ...
     async def set_now(self, now_us: int) -> None: ...
     def coordinator(self, holder: str = "one") -> CoordinatorStore: ...
     def shard(self, shard: int = 0, holder: str = "one") -> ShardStore: ...
@@ -99,6 +101,9 @@ class MemoryWorld:
 
     async def delete_lead(self, lead: int) -> None:
         self.database.delete_lead(lead)
+
+    async def add_reply(self, lead: int, at_us: int, device: UUID | None = None) -> None:
+        self.database.replies.append(Reply(lead, at_us, device))
 
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
@@ -246,6 +251,12 @@ class PostgresWorld:
 
     async def delete_lead(self, lead: int) -> None:
         await self._connection.execute("DELETE FROM leads WHERE id = $1", lead)
+
+    async def add_reply(self, lead: int, at_us: int, device: UUID | None = None) -> None:
+        await self._connection.execute(
+            "INSERT INTO replies (phone, lead_id, device_id, text, received_at) VALUES ('9', $1, $2, 'hi', $3)",
+            lead, device, to_datetime(at_us),
+        )  # fmt: skip
 
     async def lock_leads(self, leads: list[int]) -> None:
         if self._locker.is_in_transaction():

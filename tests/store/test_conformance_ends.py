@@ -224,3 +224,48 @@ async def test_a_record_of_what_is_leased_still_outlives_a_long_standstill(story
     ended = await story.store.ended_leases(story.now_us, 10)
     assert (ended.enrolment.tolist(), ended.handed.tolist()) == (leased.enrolment.tolist(), [True])
     assert [row[0] for row in (await story.world.tables())["handovers"]] == [leased.token]
+
+
+# Whom an answer blames ----------------------------------------------------------------------------------------------
+
+
+async def test_a_step_that_is_refused_is_paused_and_who_comes_to_it_is_set_aside(story):
+    await story.leads(*["start"] * 4)
+    first = await story.claim(slots=2)
+    await story.end(first, "content", "quality")
+    tables = await story.world.tables()
+    assert tables["paused steps"] == [("start", "why")]
+    assert tables["devices"][0][3:] == ("quarantined", "quality")
+    leased = await story.claim(slots=2)
+    assert await story.look(leased) == {0: "step paused", 1: "step paused"}
+    token, due_us, no = np.full(2, leased.token), np.full(2, story.now_us), [False] * 2
+    given = await story.shard.give_back(leased.enrolment, token, due_us, [None] * 2, story.now_us, no, [True, False])
+    held = [row[21] for row in (await story.world.tables())["enrolments"]]
+    assert (given, held.count(True)) == (2, 1)
+    assert (await story.store.hold_step("two", 10), await story.store.hold_step("start", 10)) == (0, 3)
+    assert (await story.store.held_sequences(), await story.store.unhold(1, 10)) == ([1], 0)
+    await story.world.edit_step("start", paused=None)
+    assert (await story.store.unhold(1, 10), await story.store.held_sequences()) == (4, [])
+
+
+async def test_who_has_written_to_a_device_lately_has_its_window_open(story):
+    await story.leads("start", "start", "start")
+    await story.world.add_reply(1, story.now_us - HOUR_US)
+    await story.world.add_reply(2, story.now_us - HOUR_US, ONE)
+    await story.world.add_reply(3, story.now_us - DAY_US)
+    lead, since_us = np.array([1, 2, 2, 3, 9]), story.now_us - DAY_US
+    device = np.array([1, 1, 2, 1, 1], np.int32)
+    assert (await story.shard.open_windows(lead, device, since_us)).tolist() == [True, True, False, False, False]
+    assert (await story.shard.open_windows(lead[:0], device[:0], since_us)).tolist() == []
+
+
+async def test_devices_of_one_account_rest_together_and_are_told_once(story):
+    for name, account in (("d-3", "a"), ("d-4", "a"), ("d-5", "b")):
+        await story.world.add_device(name, gateway_account=account, shard_id=1)
+    until_us = story.now_us + 60 * SECOND_US
+    numbers = np.array([3, 1], np.int32)
+    assert await story.shard.rest_accounts(numbers, np.array([until_us, until_us])) == 2
+    assert await story.shard.rest_accounts(numbers, np.array([until_us - SECOND_US, until_us])) == 0
+    rests = [(1, None), (2, None), (3, until_us), (4, until_us), (5, None)]
+    assert (await story.world.tables())["rests"] == rests
+    assert (await story.store.fleet()).rest_until_us.tolist() == [until or 0 for _, until in rests]
