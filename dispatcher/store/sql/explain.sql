@@ -26,7 +26,8 @@ SELECT trigger FROM open_entries WHERE NOT scan_done AND scanned_to < $1;
 -- name: device
 -- One device at a time: with a constant the view reads that device's rows only.
 SELECT d.name, d.health, d.health_cause, d.gateway_url, b.messages_hour, d.quota_per_hour, b.messages_today,
-       d.quota_per_day, b.current_processing, d.in_flight_max
+       d.quota_per_day, b.current_processing, d.in_flight_max,
+       coalesce(d.account_rests_until > dripline_now(), false) AS account_rests
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
 
 -- name: decisions
