@@ -86,7 +86,7 @@ def say(
 def _filled(template: Template | None, part: Leased) -> tuple[list[str | None], dict[int, tuple[Outcome, str]]]:
     """The approved template with its gaps filled for each row, and by row why there is none."""
     if template is None:
-        return [None] * len(part), dict.fromkeys(range(len(part)), (Outcome.OUTSIDE_WINDOW, NO_TEMPLATE))
+        return [None] * len(part), dict.fromkeys(range(len(part)), (Outcome.SERVICE_WINDOW, NO_TEMPLATE))
     errors: dict[int, tuple[Outcome, str]] = {}
     columns: list[list[str]] = []
     for number, parameter in enumerate(template.parameters, 1):

@@ -193,7 +193,7 @@ CONTRACT = {
     (400, "invalid_recipient"): Outcome.REJECTED,
     (404, "invalid_recipient"): Outcome.REJECTED,
     (422, "content"): Outcome.CONTENT,
-    (422, "outside_window"): Outcome.OUTSIDE_WINDOW,
+    (422, "service_window"): Outcome.SERVICE_WINDOW,
     (422, "opted_out"): Outcome.OPTED_OUT,
     (500, "invalid_recipient"): Outcome.IN_DOUBT,
 }
@@ -220,7 +220,7 @@ CLOUD = {
     Outcome.REJECTED: (100, 130497, 131009, 131021, 131026, 131030, 132005),
     Outcome.OPTED_OUT: (131050,),
     Outcome.CAPPED: (130472, 131049),
-    Outcome.OUTSIDE_WINDOW: (131047,),
+    Outcome.SERVICE_WINDOW: (131047,),
     Outcome.CONTENT: (
         131008, 131051, 131052, 131053, 132000, 132001, 132007, 132012, 132015, 132016, 132068, 132069
     ),

@@ -43,7 +43,7 @@ class Outcome(IntEnum):
     """Surely not sent: the network restricts the device for its quality; it is quarantined, and nothing is moved."""
     CAPPED = 13
     """Surely not sent: the recipient gets no more messages of this kind for a while; the attempt is not counted."""
-    OUTSIDE_WINDOW = 14
+    SERVICE_WINDOW = 14
     """Surely not sent: the recipient has not written lately, and the step has no template; the enrolment waits."""
     CONTENT = 15
     """Refused, and what the step says is why: the step is paused, and whoever stands at it waits."""
@@ -93,7 +93,7 @@ CONSEQUENCES: Final[dict[Outcome, Consequence]] = {
     Outcome.QUALITY: Consequence(quarantine="quality"),
     Outcome.CAPPED: Consequence(wait_s=24 * HOUR_S),
     # Well inside the 24 hours that a reply opens the window for.
-    Outcome.OUTSIDE_WINDOW: Consequence(wait_s=6 * HOUR_S),
+    Outcome.SERVICE_WINDOW: Consequence(wait_s=6 * HOUR_S),
     # Until the coordinator has taken those at the step out of the claim's way.
     Outcome.CONTENT: Consequence(wait_s=60.0, pauses_step=True),
 }

@@ -52,7 +52,7 @@ REFUSALS: Final = (400, 404, 422)
 REFUSED_WITH: Final = {
     "opted_out": Outcome.OPTED_OUT,
     "content": Outcome.CONTENT,
-    "outside_window": Outcome.OUTSIDE_WINDOW,
+    "service_window": Outcome.SERVICE_WINDOW,
 }
 """What such a code says; every other one: the recipient cannot be written to."""
 NEVER_LEFT: Final = (

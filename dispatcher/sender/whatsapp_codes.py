@@ -62,7 +62,7 @@ CODES: Final[dict[int, Code]] = {
     131050: Code(Outcome.OPTED_OUT, "Unable to deliver the message: the user has stopped marketing messages"),
     130472: Code(Outcome.CAPPED, "User's number is part of an experiment"),
     131049: Code(Outcome.CAPPED, "Not delivered to maintain healthy ecosystem engagement"),
-    131047: Code(Outcome.OUTSIDE_WINDOW, "Re-engagement message"),
+    131047: Code(Outcome.SERVICE_WINDOW, "Re-engagement message"),
     # What the step says.
     131008: Code(Outcome.CONTENT, "Required parameter is missing"),
     131051: Code(Outcome.CONTENT, "Unsupported message type"),

@@ -66,6 +66,6 @@ def test_labels_and_numbers_are_what_ledgers_and_batches_hold() -> None:
         "throttled_account": 11,
         "quality": 12,
         "capped": 13,
-        "outside_window": 14,
+        "service_window": 14,
         "content": 15,
     }

@@ -10,7 +10,7 @@ from dispatcher.core.moments import to_datetime
 from dispatcher.core.outcomes import CONSEQUENCES, Outcome
 
 CLASSES = [
-    "throttled", "throttled_pair", "throttled_account", "quality", "capped", "rejected", "opted_out", "outside_window",
+    "throttled", "throttled_pair", "throttled_account", "quality", "capped", "rejected", "opted_out", "service_window",
     "credentials", "refused", "in_doubt",
 ]  # fmt: skip
 RESTING = {"throttled", "throttled_account", "quality"}
@@ -59,7 +59,7 @@ async def test_each_class_of_outcome_does_what_it_says_and_touches_nobody_else(n
         "in_doubt": ("in_doubt", 1),
     }
     assert {row[2] for row in rows} == {"why"}
-    for name in ("throttled", "throttled_pair", "throttled_account", "capped", "outside_window"):
+    for name in ("throttled", "throttled_pair", "throttled_account", "capped", "service_window"):
         assert found[name][4] == CONSEQUENCES[Outcome[name.upper()]].wait_s, name
     assert 3600 <= found["refused"][4] <= 7200
     assert await world.rows(
@@ -171,7 +171,7 @@ async def test_outside_the_service_window_a_lead_waits_for_its_own_word_or_for_a
     assert whatsapp.sent() == [("999101", "fitness_start")]
     assert await whatsapp.rows("SELECT outcome, error FROM message_ledger ORDER BY enrolment_id") == [
         ("accepted", None),
-        ("outside_window", "the lead has not written in the last 24 hours, and the step has no template"),
+        ("service_window", "the lead has not written in the last 24 hours, and the step has no template"),
     ]
     await whatsapp.hours(6)
     await whatsapp.execute(

@@ -34,7 +34,7 @@ CREATE INDEX sequence_steps_paused ON sequence_steps (trigger) WHERE paused_caus
 -- Whether an attempt with this outcome counts against its device's quota (core.outcomes.UNCHARGED says the same).
 CREATE FUNCTION dripline_charged(outcome text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
     $$SELECT outcome NOT IN ('refused', 'throttled', 'expired', 'credentials', 'throttled_pair', 'throttled_account',
-                             'quality', 'capped', 'outside_window', 'content')$$;
+                             'quality', 'capped', 'service_window', 'content')$$;
 
 CREATE OR REPLACE VIEW device_load_balance AS
 -- Materialized and asked for by subquery: the clock is read once, not for every row of the ledger.
