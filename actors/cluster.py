@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
+from ray._private.ray_logging import global_worker_stdstream_dispatcher as streams
 
 from actors.coordinator import RemoteCoordinator, ShardNames
 from actors.shard import RemoteShard, SenderOf
@@ -40,20 +41,24 @@ _LOST = (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.except
 
 
 @contextmanager
-def joined_ray(address: str | None, *, show_logs: bool = False) -> Iterator[None]:
+def joined_ray(address: str | None, *, show_logs: Callable[[Mapping[str, Any]], None] | None = None) -> Iterator[None]:
     """Ray for as long as the context lasts: the cluster at ``address``, or a local one that ends with it.
 
     Args:
-        show_logs: repeat what actors log on stderr.
+        show_logs: called with what actors write, as Ray gets it: ``lines``, ``actor_name``, ``pid``, ``is_err``.
 
     Raises:
         InputError: no cluster answers at ``address``.
     """
     try:
         with _sigterm_waits():
-            _connect(address, show_logs)
+            _connect(address, show_logs is not None)
+        if show_logs is not None:
+            streams.remove_handler("ray_print_logs")
+            streams.add_handler("dripline", show_logs)
         yield
     finally:
+        streams.remove_handler("dripline")
         ray.shutdown()
 
 

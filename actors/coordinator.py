@@ -13,6 +13,7 @@ import ray
 
 from actors.shards import RayShards
 from dispatcher import coordinator as service
+from dispatcher import logs
 from dispatcher.clock import READINGS, DatabaseClock
 from dispatcher.config import Settings
 from dispatcher.coordinator import Pass
@@ -60,8 +61,7 @@ class Coordinator:
     """
 
     def __init__(self, settings: Settings, holder: str, shards: ShardNames, virtual: bool) -> None:
-        logging.basicConfig(level=logging.WARNING)
-        logging.getLogger("asyncpg").setLevel(logging.ERROR)  # whoever needs a lost connection says so in one line
+        logs.configure("text" if settings.log == "auto" else settings.log, "coordinator")
         self._settings, self._holder, self._names, self._virtual = settings, holder, shards, virtual
         self._shards = RayShards(shards.names, shards.namespace, shards.answer_s)
         self._clock = DatabaseClock(settings.skew_s)
@@ -91,7 +91,7 @@ class Coordinator:
                 try:
                     await self._start(now_us)
                 except StoreError as error:
-                    _log.warning("the coordinator waits for the database: %s", error)
+                    _log.warning("waits for the database: %s", error, extra={"event": "database_away"})
                     await asyncio.sleep(_PAUSE_S)
         return self._loop.epoch
 
@@ -107,7 +107,6 @@ class Coordinator:
         coordinator = service.Coordinator(self._settings, store, self._shards)
         try:
             while not await coordinator.lead():
-                _log.info("%s leads; this installation waits", await coordinator.leader())
                 await asyncio.sleep(_PAUSE_S)
             if now_us is None:
                 await self._clock.follow(store.seat.wall_us, READINGS)
@@ -118,6 +117,7 @@ class Coordinator:
         self._loop = CoordinatorLoop(
             coordinator, self._clock, self._settings, ping=self._ping_shard, replace=self._replace_shard
         )
+        _log.info("leads, epoch %d, %d shards", coordinator.epoch, coordinator.shards, extra={"event": "leads"})
         if self._virtual:
             self._loop.keep_leading()
         else:
@@ -186,7 +186,9 @@ class Coordinator:
                 finally:
                     connection.terminate()
             except (StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                _log.warning("not listening: %s", error)
+                _log.warning(
+                    "not listening, wakes after a cycle at latest: %s", error, extra={"event": "not_listening"}
+                )
             await asyncio.sleep(_PAUSE_S)
 
 

@@ -32,6 +32,7 @@ from dispatcher.store.connect import connect
 from dispatcher.store.statements import statements
 
 LOOK_S = 2.0
+_UNWATCHED_S = 5.0
 _ANSWER_S = 2.0
 _GIVE_UP_S = 120.0
 _DRAIN_S = 15.0
@@ -121,7 +122,9 @@ class Installation:
             if await self.wait_ready():
                 self._screen.news(
                     f"ready: {_count(devices.devices, 'device')}, {_count(shards, 'shard')},"
-                    f" {_count(devices.gateways, 'gateway')} (installation {self._holder})"
+                    f" {_count(devices.gateways, 'gateway')} (installation {self._holder})",
+                    "ready",
+                    installation=self._holder,
                 )
             try:
                 await self._supervise()
@@ -132,18 +135,21 @@ class Installation:
 
     async def _drain(self) -> None:
         drained = await self._cluster.drain(self._settings.deadline_s + _DRAIN_S)
-        self._screen.news(f"drained: {_count(drained.given_back, 'lease')} given back")
+        self._screen.news(f"drained: {_count(drained.given_back, 'lease')} given back", "drained")
         for shard in drained.unfinished:
-            self._screen.attention(f"shard {shard} did not finish: the next start sorts out what it had in hand")
+            line = f"shard {shard} did not finish: the next start sorts out what it had in hand"
+            self._screen.attention(line, "unfinished")
 
     async def _supervise(self) -> None:
-        """Look after everything every 2 s until told to end; a reason to stop drains first."""
+        """Look after everything until told to end, more often where a person watches; a reason to stop drains first."""
+        every_s = LOOK_S if self._screen.watched else _UNWATCHED_S
         while not self._stop.is_set():
-            self._screen.standing(await self.look())
+            line = await self.look()
+            self._screen.standing(line, outcomes=dict(sorted(self._outcomes.items())))
             if self._settings.hour_s != REAL_HOUR_S:
                 await self._stay_on_loopback()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), LOOK_S)
+                await asyncio.wait_for(self._stop.wait(), every_s)
 
     async def _stay_on_loopback(self) -> None:
         with contextlib.suppress(StoreError):
@@ -215,7 +221,7 @@ class Installation:
         return figures
 
     def _replace(self, why: str) -> None:
-        self._screen.attention(f"the coordinator {why}: replaced")
+        self._screen.attention(f"the coordinator {why}: replaced", "coordinator_replaced")
         self._patient_from_s = time.monotonic()
         ray.kill(self._cluster.coordinator, no_restart=False)
 
@@ -231,7 +237,7 @@ class Installation:
             told = f"{leader} leads: waiting until it leaves"
         if told != self._told:
             self._told = told
-            self._screen.attention(told)
+            self._screen.attention(told, "waiting")
 
     def _add(self, number: int, figures: ShardFigures) -> None:
         """Count what is new; a new incarnation counts from nothing."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import ray
 
+from dispatcher import logs
 from dispatcher.clock import READINGS, DatabaseClock
 from dispatcher.config import Settings
 from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, SlotOffer
@@ -54,8 +55,7 @@ class DeviceShard:
     """
 
     def __init__(self, shard: int, settings: Settings, holder: str, sender_of: SenderOf, virtual: bool) -> None:
-        logging.basicConfig(level=logging.WARNING)
-        logging.getLogger("asyncpg").setLevel(logging.ERROR)  # whoever needs a lost connection says so in one line
+        logs.configure("text" if settings.log == "auto" else settings.log, f"shard {shard}")
         self._number, self._settings, self._holder = shard, settings, holder
         self._sender_of, self._virtual = sender_of, virtual
         self._clock = DatabaseClock(settings.skew_s)
@@ -84,7 +84,7 @@ class DeviceShard:
                 try:
                     await self._start(now_us)
                 except StoreError as error:
-                    _log.warning("shard %d waits for the database: %s", self._number, error)
+                    _log.warning("waits for the database: %s", error, extra={"event": "database_away"})
                     await asyncio.sleep(_PAUSE_S)
         own = self._owning.own
         if self._virtual:
@@ -110,6 +110,7 @@ class DeviceShard:
             await store.close()
             raise
         self._now_us = self._until_us = now_us or 0
+        _log.info("took its devices over, epoch %d", shard.epoch, extra={"event": "took_over"})
         self._loop = ShardLoop(shard, self._clock, self._settings)
         if self._virtual:
             self._loop.keep_epoch()
@@ -183,6 +184,11 @@ class DeviceShard:
     async def take_due(self) -> DueSoon:
         """What became due again; see ``Shard.take_due``."""
         return self._owning.take_due()
+
+    async def refresh(self) -> None:
+        """See ``ShardLoop.refresh``; in a rehearsal every offer begins with it."""
+        if not self._virtual:
+            await self._owning.refresh()
 
     async def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """What became of leases; see ``Shard.fate``."""

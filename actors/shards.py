@@ -42,6 +42,10 @@ class RayShards:
         due: DueSoon = await self._call(shard, "take_due")
         return due
 
+    async def refresh(self, shard: int) -> None:
+        """See ``ports.Shards``."""
+        await self._call(shard, "refresh")
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
         fate: Int8s = await self._call(shard, "fate", token, epoch, enrolment)

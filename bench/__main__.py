@@ -33,7 +33,9 @@ PARTS: Final = {
     "kernel": "slots of a shard against a heap in plain Python",
     "model": "the schedule on arrays against SimPy",
     "restart": "a shard near its limits is ready again; expired leases are rescued",
+    "wake": "dripline run with nothing to do: from a tag by SQL to the message, and what waiting costs",
     "http": "the HTTP sender against a local gateway",
+    "opt_out": "from the commit of an opt-out to silence, while 100,000 contacts are due",
 }
 """Each is a module of its name with ``async def measure(bench) -> Part``."""
 

@@ -87,6 +87,9 @@ class Resting:
         """Nothing has ended."""
         return DueSoon(np.zeros(0, np.int32), np.zeros(0, np.int64))
 
+    async def refresh(self, shard: int) -> None:
+        """Nothing is kept."""
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """Nothing is leased."""
         raise AssertionError("a lease without a claim")

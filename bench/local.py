@@ -120,6 +120,10 @@ class LocalShards:
         """See ``Shard.take_due``."""
         return self.shards[shard].take_due()
 
+    async def refresh(self, shard: int) -> None:
+        """See ``Shard.refresh``."""
+        await self.shards[shard].refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``Shard.fate``."""
         return self.shards[shard].fate(token, epoch, enrolment)
@@ -149,7 +153,7 @@ async def send_all(
         now_us = START_US
         while (await coordinator.run_once(now_us, 1)).enrol.more:
             pass  # entries are open before the first lead comes
-        await create_leads(connection, leads, entries, 1, lambda _: None)
+        await create_leads(connection, leads, entries, 1)
         await connection.execute("ANALYZE leads")
         while (done := await coordinator.run_once(now_us, 1)).enrol.more:
             pass

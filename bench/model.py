@@ -77,6 +77,8 @@ def load(leads: int) -> Load:
         min_gap_s=np.full(size, GAP_S),
         available=np.ones(size, np.bool_),
         left=np.zeros(size, np.bool_),
+        trips=np.zeros(size, np.int32),
+        probe_us=np.zeros(size, np.int64),
         idempotent=np.ones(size, np.bool_),
         device_id=[UUID(int=n) for n in range(size)],
         name=[str(n) for n in range(size)],

@@ -252,7 +252,7 @@ async def load(url: str, pool: asyncpg.Pool, enrolments: int, taking_part: int) 
         await create_devices(connection, DeviceGroup(DEVICES))
         await connection.execute("SET session_replication_role = replica")  # nothing is queued for the enroller
         entries = sorted(step.trigger for sequence in sequences for step in sequence.steps if step.is_entry)
-        await create_leads(connection, enrolments, entries, 1, lambda _: None)
+        await create_leads(connection, enrolments, entries, 1)
         await connection.execute(POPULATE, DEVICES, START_US, taking_part)
         await connection.execute("SELECT dripline_ledger_partition($1)", START.date())
         await connection.execute("VACUUM (ANALYZE) leads, sequence_contacts")

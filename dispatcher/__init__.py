@@ -6,5 +6,6 @@ store     PostgreSQL: statements in ``.sql``, migrations, the embedded server
 sender    HTTP gateways
 intake    lead files and sequence files on their way in
 services  coordinator (enroller, rescuer, rebalancer), shard (slots, windows, completer): plain, with ``run_once(now)``
+webhooks  what gateways tell afterwards, over HTTP
 cli       the ``dripline`` command
 """

@@ -74,7 +74,11 @@ class DatabaseClock:
         ahead_us = wall_us - self._machine_us()
         if not -took_us - self._skew_us <= ahead_us <= self._skew_us:
             seconds = ahead_us / SECOND_US
-            _log.warning("the database's clock is %+.1f s off this machine's: nothing leaves until they agree", seconds)
+            _log.warning(
+                "the database's clock is %+.1f s off this machine's: nothing leaves until they agree",
+                seconds,
+                extra={"event": "clock_off"},
+            )
             self._agreements = 0
             return
         least_us = wall_us - _liveness_us()

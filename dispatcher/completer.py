@@ -137,7 +137,7 @@ async def persistently(statement: Callable[[], Awaitable[T]]) -> T:
         try:
             return await statement()
         except StoreUnavailableError as error:
-            _log.warning("waiting for the database: %s", error)
+            _log.warning("waiting for the database: %s", error, extra={"event": "database_away"})
             await asyncio.sleep(_RETRY_PAUSE_S)
 
 

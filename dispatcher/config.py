@@ -9,15 +9,16 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from dispatcher.core.hosts import GatewayHosts
 from dispatcher.errors import InputError
 
 SETTINGS_FILE = "dripline.toml"
+SECRET_CHARACTERS = 16
 
 
 class Settings(BaseSettings):
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".dripline"), description="where the embedded server keeps its data")
     ray_address: str | None = Field(None, description="an existing Ray cluster; without it a local one is started")
 
+    log: Literal["auto", "text", "json"] = Field(
+        "auto", description="form of the log; auto: text in a terminal, else json"
+    )
     devices_per_shard: int = Field(300, ge=1, le=5000)
     hour_s: float = Field(3600.0, gt=0, description="length of an hour in delays and quotas; shorter only in tests")
     # A send window is open for at least 900 s: what may arrive so late would find none.
@@ -42,7 +46,9 @@ class Settings(BaseSettings):
     leader_s: float = Field(15.0, gt=0, description="lifetime of the coordinator's leadership")
     heartbeat_s: float = Field(5.0, gt=0, description="how often epochs and leadership are renewed")
     look_s: float = Field(1.0, gt=0, description="how often a shard looks for claims that no call brought")
-    hear_s: float = Field(1.0, gt=0, description="how often the coordinator asks the shards what has ended meanwhile")
+    hear_s: float = Field(
+        1.0, gt=0, description="how often shards are asked what has ended; up to 8 times more seldom at rest"
+    )
     hung_s: float = Field(15.0, gt=0, description="a shard or coordinator silent for so long is replaced")
     horizon_s: float = Field(5.0, gt=0, description="how far ahead slots are offered in production")
     cycle_s: float = Field(30.0, gt=0, description="the coordinator wakes at latest after this long")
@@ -55,7 +61,18 @@ class Settings(BaseSettings):
     retry_base_s: float = Field(60.0, gt=0, description="backoff after the first counted failure")
     retry_cap_s: float = Field(21_600.0, gt=0, description="longest backoff")
     resend_limit: int = Field(5, ge=0, description="resends of an in-doubt attempt under the same key")
+    breaker_failures: int = Field(5, ge=0, description="failures in a row that quarantine a device; 0: never")
+    breaker_base_s: float = Field(30.0, gt=0, description="pause before one message may try a failing device")
+    breaker_cap_s: float = Field(900.0, gt=0, description="longest such pause; each one is twice the one before")
     key_retention_s: float = Field(86_400.0, gt=0, description="how long gateways remember idempotency keys")
+    webhooks: str | None = Field(None, description="HOST:PORT where gateways tell what became of messages")
+    webhook_secret: SecretStr | None = Field(
+        None, description="what gateways of the generic contract sign their events with"
+    )
+    webhook_window_s: float = Field(300.0, gt=0, description="how far a signature's time may be from ours")
+    whatsapp_app_secret: SecretStr | None = Field(None, description="the secret of the Meta app whose webhooks come in")
+    whatsapp_verify_token: SecretStr | None = Field(None, description="what Meta says when a webhook is registered")
+
     gateway_hosts: str = Field("", description="names that gateways have, and networks that need not be public")
 
     @field_validator("gateway_hosts")
@@ -63,6 +80,13 @@ class Settings(BaseSettings):
     def _hosts(cls, given: str) -> str:
         GatewayHosts(given)
         return given
+
+    @field_validator("webhook_secret", "whatsapp_app_secret", "whatsapp_verify_token")
+    @classmethod
+    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < SECRET_CHARACTERS:
+            raise ValueError(f"it must have at least {SECRET_CHARACTERS} characters: it is all that keeps others out")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

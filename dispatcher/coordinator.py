@@ -66,6 +66,8 @@ class Coordinator:
         self._rescuer = Rescuer(store, settings, shards)
         self._rebalancer = Rebalancer(store, settings)
         self.epoch = 0
+        self.quiet = False
+        """Whether the shards had nothing to say when they were heard last, and no device waits for what they say."""
         self._partitioned_day = -1
         self._claims = asyncio.Semaphore(settings.claims_at_once)
 
@@ -114,24 +116,30 @@ class Coordinator:
         claimed, silent = await self._dispatch(now_us, horizon_us)
         return Pass(claimed, enrol, rescue, balance, self._next_us(), self._next_us(horizon_us - 1), silent)
 
-    async def hear(self) -> int:
+    async def hear(self, now_us: int) -> int:
         """Take in what became due and whose slots became free meanwhile; returns the next moment of work.
 
         In production messages end between passes; a shard that does not answer is heard later.
         """
+        self.quiet = True
         answers = await asyncio.gather(
             *(self._shards.take_due(shard) for shard in range(self.shards)), return_exceptions=True
         )
         for answer in answers:
             if isinstance(answer, DueSoon):
+                self.quiet &= not len(answer)
                 self._note_due(answer)
             elif not isinstance(answer, ShardUnavailableError):
                 raise answer
+        full = self._fleet.sends & (self._next_due <= now_us) & (self._next_free >= NEVER_US)
+        self.quiet &= not full.any()
         return self._next_us()
 
     # Dispatch ------------------------------------------------------------------------------------------------
 
     async def _dispatch(self, now_us: int, horizon_us: int) -> tuple[int, tuple[int, ...]]:
+        if self._versions.paused:
+            return 0, ()
         asked = (self._fleet.shard >= 0) & (self._next_due <= now_us) & (self._next_free < now_us + horizon_us)
         shards = np.flatnonzero(np.bincount(self._fleet.shard[asked])).tolist()
         answers = await asyncio.gather(
@@ -144,7 +152,7 @@ class Coordinator:
         claimed, silent = 0, []
         for shard, answer in zip(shards, answers, strict=True):
             if isinstance(answer, ShardUnavailableError):
-                _log.warning("shard %d is left out of this pass: %s", shard, answer)
+                _log.warning("shard %d is left out of this pass: %s", shard, answer, extra={"event": "shard_silent"})
                 silent.append(shard)
             elif isinstance(answer, BaseException):
                 raise answer
@@ -220,7 +228,9 @@ class Coordinator:
         self._next_due[rows] = await self._store.next_due([self._fleet.device_id[row] for row in rows.tolist()])
 
     def _next_us(self, ahead_us: int = 0) -> int:
-        able = (self._fleet.shard >= 0) & self._fleet.available & (self._next_free < NEVER_US)
+        if self._versions.paused:
+            return NEVER_US
+        able = (self._fleet.shard >= 0) & self._fleet.sends & (self._next_free < NEVER_US)
         return int(np.maximum(self._next_due, self._next_free - ahead_us)[able].min(initial=NEVER_US))
 
     # Registry ------------------------------------------------------------------------------------------------
@@ -233,9 +243,17 @@ class Coordinator:
             self._catalogue = await self._store.catalogue(now_us)
         if versions.devices != self._versions.devices:
             await self._load_fleet(await self._store.fleet())
+            await self._refresh_shards()
         # As read before the rest: what has changed since then is seen by the next pass.
         self._versions = versions
         await self.probe()
+
+    async def _refresh_shards(self) -> None:
+        """Shards know of a device that is back before they are asked for its slots; a silent one looks later."""
+        calls = (self._shards.refresh(shard) for shard in range(self.shards))
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, ShardUnavailableError):
+                raise answer
 
     async def _load_fleet(self, fleet: Fleet) -> None:
         shard = assign(fleet.shard, self.shards)

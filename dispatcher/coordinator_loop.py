@@ -16,6 +16,8 @@ from dispatcher.loops import Loops, woken_by
 _log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
 _LEAST_S = 0.05
+_QUIET = 8
+"""How many times more seldom shards are heard that have nothing to say: a call costs more than all else they do."""
 
 
 class CoordinatorLoop:
@@ -45,7 +47,8 @@ class CoordinatorLoop:
         self._passes: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._pass_us = 0
-        self._probed_s = 0.0
+        self._probed_s = self._passed_s = 0.0
+        self._hear_s = settings.hear_s
         self._draining = False
         self.enrolled = self.claimed = 0
         """So far."""
@@ -121,13 +124,13 @@ class CoordinatorLoop:
             try:
                 await self._clock.follow(self._coordinator.beat)
             except StoreUnavailableError as error:
-                _log.warning("leadership not renewed: %s", error)
+                _log.warning("leadership not renewed: %s", error, extra={"event": "database_away"})
             except FencedError as error:
                 self._stop(error)
             await asyncio.sleep(self._settings.heartbeat_s)
 
     def _stop(self, error: FencedError) -> None:
-        _log.error("%s: this coordinator stops", error)
+        _log.error("%s: this coordinator stops", error, extra={"event": "superseded"})
         self._tasks.broken = True
         self.wake()
 
@@ -138,14 +141,19 @@ class CoordinatorLoop:
         wait_s, self._probed_s = 0.0, liveness_s()
         while True:
             woken = await woken_by(self._woken, liveness_s() + wait_s)
+            if woken:
+                # Whoever tags leads one by one, hundreds a second, gets a pass for many of them.
+                await asyncio.sleep(self._passed_s + _LEAST_S - liveness_s())
+                self._woken.clear()
             if self._draining or self.broken:
                 return
+            self._passed_s = liveness_s()
             if woken or not self._clock.trusted:
                 self._pass_us = 0
             try:
                 wait_s = await self._work() if self._clock.trusted else _PAUSE_S
             except StoreUnavailableError as error:
-                _log.warning("pass broken off: %s", error)
+                _log.warning("pass broken off: %s", error, extra={"event": "database_away"})
                 wait_s, self._pass_us = _PAUSE_S, 0
             except FencedError as error:
                 self._stop(error)
@@ -154,7 +162,9 @@ class CoordinatorLoop:
         """A pass if it is time for one, else only news; returns how many seconds nothing needs to be done."""
         now_us = self._clock.now_us()
         if now_us < self._pass_us:
-            self._pass_us = min(self._pass_us, await self._coordinator.hear())
+            self._pass_us = min(self._pass_us, await self._coordinator.hear(now_us))
+            least_s = self._settings.hear_s
+            self._hear_s = min(2 * self._hear_s, _QUIET * least_s) if self._coordinator.quiet else least_s
         else:
             if liveness_s() - self._probed_s >= self._settings.cycle_s:
                 self._probed_s = liveness_s()
@@ -162,6 +172,8 @@ class CoordinatorLoop:
             done = await self._coordinator.run_once(now_us, span_us(self._settings.horizon_s))
             self.enrolled += done.enrol.enrolled
             self.claimed += done.claimed
+            if done.claimed:
+                self._hear_s = self._settings.hear_s
             if done.more:
                 self._pass_us = 0
                 return 0.0
@@ -169,7 +181,7 @@ class CoordinatorLoop:
             if done.silent:
                 self._pass_us = max(self._pass_us, now_us + span_us(_PAUSE_S))
         ahead_s = (self._pass_us - self._clock.now_us()) / SECOND_US
-        return min(max(ahead_s, _LEAST_S), self._settings.hear_s)
+        return min(max(ahead_s, _LEAST_S), self._hear_s)
 
     # Shards --------------------------------------------------------------------------------------------------
 
@@ -187,6 +199,7 @@ class CoordinatorLoop:
                 silent = isinstance(answer, ShardUnavailableError) and isinstance(answer.__cause__, TimeoutError)
                 heard_s[shard] = heard_s[shard] if silent else liveness_s()
                 if answer == -1 or liveness_s() - heard_s[shard] >= self._settings.hung_s:
-                    _log.error("shard %d %s: replaced", shard, "has ended" if answer == -1 else "does not answer")
+                    why = "has ended" if answer == -1 else "does not answer"
+                    _log.error("shard %d %s: replaced", shard, why, extra={"event": "shard_replaced"})
                     heard_s[shard] = liveness_s()
                     await self._replace(shard)

@@ -43,7 +43,7 @@ class Loops:
     def _note_end(self, task: asyncio.Task[Any]) -> None:
         del self._tasks[task]
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s broke off and is to be replaced", self._owner, exc_info=error)
+            _log.error("%s broke off and is to be replaced", self._owner, exc_info=error, extra={"event": "broke_off"})
             self.broken = True
 
 

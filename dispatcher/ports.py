@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
+from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
 
 
@@ -63,6 +65,9 @@ class Shards(Protocol):
     async def take_due(self, shard: int) -> DueSoon:
         """What became due again since the shard was asked last, and the devices with an attempt that has ended."""
 
+    async def refresh(self, shard: int) -> None:
+        """Devices have changed: the shard sees it before this returns, not within a second."""
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """``Fate`` of each lease, by the live incarnation; those of another one it says to leave alone."""
 
@@ -74,10 +79,12 @@ class Shards(Protocol):
 
 
 class Versions(NamedTuple):
-    """Counters that every change of sequences or devices raises."""
+    """What a pass asks first: counters that every change of sequences or devices raises, and whether all is paused."""
 
     sequences: int
     devices: int
+    paused: bool = False
+    """Whether the fleet is: nothing may be handed over."""
 
 
 class Beat(NamedTuple):
@@ -182,8 +189,8 @@ class BalanceStore(Protocol):
     async def hold_step(self, step: str, rows: int) -> int:
         """Take up to ``rows`` enrolments that wait at a step out of the claim's index."""
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back, but for those at paused steps."""
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads and at steps that are paused."""
 
     async def held_sequences(self) -> list[int]:
         """Sequences with held enrolments."""
@@ -220,7 +227,8 @@ class CoordinatorStore(EnrolStore, RescueStore, BalanceStore, Protocol):
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up.
+        Records of hand-overs older than ``kept_us`` are given up, what was written about erased leads since, and pauses
+        of leads that are over; ramps of devices grow by a day's step.
         """
 
     async def claim(self, want: Want, now_us: int, *, epoch: int, deadline_us: int, lead_fields: bool) -> Leased | None:
@@ -304,6 +312,15 @@ class ShardStore(Protocol):
             openings: by sequence and time zone, "" for none; of what is not named nothing moves.
         """
 
+    async def late(self, before_us: Mapping[int, int], rows: int) -> Late:
+        """Up to ``rows`` waiting enrolments of the shard's devices that were due before this, by sequence.
+
+        Never one with an attempt in doubt.
+        """
+
+    async def move_late(self, moves: LateMoves, now_us: int) -> int:
+        """Skip or shift enrolments that wait as they did, around what somebody holds; each is written down."""
+
     async def give_back(
         self,
         enrolment: Int64s,
@@ -322,6 +339,15 @@ class ShardStore(Protocol):
 
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
         """Write ends of attempts, ledger and progress, in one transaction."""
+
+    async def set_breakers(self, turned: Turned) -> int:
+        """Write how devices' breakers stand: quarantined until a message may try, or, with no trips, available again.
+
+        Where somebody else has said what a device's health is, that stands. Returns how many were written.
+
+        Args:
+            turned: devices by their numbers.
+        """
 
     async def close(self) -> None:
         """Close the connections."""

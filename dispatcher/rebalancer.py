@@ -90,7 +90,7 @@ class Rebalancer:
         settled, until_us = self._settled.get(sequence, (paused, 0))
         if settled == paused and now_us < until_us:
             return 0
-        count = await self._store.unhold(sequence, self._settings.bulk_rows)
+        count = await self._store.unhold(sequence, self._settings.bulk_rows, now_us)
         if paused and count < self._settings.bulk_rows:
             self._settled[sequence] = paused, now_us + _SETTLED_US
         else:

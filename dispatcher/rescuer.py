@@ -57,7 +57,9 @@ class Rescuer:
             try:
                 fate = await self._shards.fate(shard, part.token, part.epoch, part.enrolment)
             except ShardUnavailableError as error:
-                _log.warning("%d ended leases wait for their shard: %s", len(part), error)
+                _log.warning(
+                    "%d ended leases wait for their shard: %s", len(part), error, extra={"event": "leases_wait"}
+                )
                 continue
             given_back += await self._return(part.take(np.flatnonzero(fate == Fate.NEVER_SEEN)), now_us)
         resent, held = await self._doubt(leases.take(np.flatnonzero(leases.handed)), now_us)

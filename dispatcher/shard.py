@@ -39,6 +39,7 @@ from dispatcher.core.messages import compiled
 from dispatcher.core.moments import NEVER_US, span_us
 from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import FencedError
+from dispatcher.latecomers import Latecomers
 from dispatcher.ports import Fate, Sender, ShardStore, Versions
 from dispatcher.slots import SlotBook, rest_until_us
 from dispatcher.windows import SendWindows
@@ -80,6 +81,7 @@ class Shard:
         self._trusted_until_s = 0.0
         self._completer = Completer(store, settings, self._written)
         self._windows = SendWindows(store, span_us(settings.deadline_s))
+        self._latecomers = Latecomers(store, settings)
         self._pending: list[Leased] = []
         self._out: dict[int, Leased] = {}
         self._batches = 0
@@ -186,7 +188,12 @@ class Shard:
         while len(self._seen) > _TOKENS_KEPT:
             self._seen.pop(next(iter(self._seen)))
         if not self._slots.fill(leased):
-            _log.warning("claim %d came after its offer: %d enrolments wait again", leased.token, len(leased))
+            _log.warning(
+                "claim %d came after its offer: %d enrolments wait again",
+                leased.token,
+                len(leased),
+                extra={"event": "late_claim"},
+            )
             leased = leased.replace(slot_us=np.full(len(leased), -1, np.int64))
         self._pending.append(leased)
         self.woken.set()
@@ -234,6 +241,9 @@ class Shard:
         back |= dict.fromkeys(await self._unknown_steps(leased), "unknown step")
         catalogue = self._catalogue  # as it is rendered from: steps may be edited until the outcome is known
         remain = np.setdiff1d(np.arange(len(leased)), list(back))
+        too_late = self._latecomers.among(leased, remain, catalogue)
+        back |= dict.fromkeys(too_late.tolist(), "too late")
+        remain = np.setdiff1d(remain, too_late)
         leased, opens_us = await self._windows.look(leased, remain, catalogue)
         shut = np.flatnonzero(opens_us > leased.slot_us)
         back |= dict.fromkeys(shut.tolist(), "window shut")
@@ -247,6 +257,9 @@ class Shard:
             back = dict.fromkeys(range(len(leased)), "epoch not renewed") | back
         if back:
             await self._give_back(leased, back, now_us, opens_us)
+        if len(too_late) and self.trusted:
+            due = await self._latecomers.move(catalogue, now_us)
+            self._due += due
         if len(shut) and self.trusted:
             await self._windows.postpone(leased.take(shut), catalogue, now_us)
         leaves, sayable = np.ones((2, len(leased)), np.bool_)
@@ -310,7 +323,7 @@ class Shard:
             async for outcomes in self._sender.send(outgoing):
                 book(outcomes)
         except Exception:
-            _log.exception("shard %d: the sender broke off", self.shard)
+            _log.exception("shard %d: the sender broke off", self.shard, extra={"event": "sender_broke_off"})
         rows = np.flatnonzero(untold)
         if len(rows):
             book(
@@ -345,7 +358,9 @@ class Shard:
         held = part.slot_us >= 0
         self._slots.give_back(part.device[held], part.slot_us[held])
         stop = [reason if reason in ("opted out", "trigger removed") else None for reason in back.values()]
-        due_us = np.maximum(part.due_us, now_us)
+        # What is paused or too late is as late as it is: nobody claims it as it stands.
+        late = [reason in ("paused", "too late") for reason in back.values()]
+        due_us = np.where(late, part.due_us, np.maximum(part.due_us, now_us))
         if opens_us is not None:
             shut = [reason == "window shut" for reason in back.values()]
             due_us[shut] = opens_us[rows][shut]
@@ -386,7 +401,7 @@ class Shard:
             said: texts and media URLs of what was handed over; None where nothing was.
             catalogue: where they go from here.
         """
-        self._slots.book(leased, outcomes)
+        self._slots.book(leased, outcomes, handed=said is not None)
         idempotent = self._slots.idempotent(leased.device)
         self._completer.add(ends_of(leased, keys, outcomes, said, catalogue, idempotent, self._settings))
         self.woken.set()
@@ -404,8 +419,12 @@ class Shard:
     # Completion ----------------------------------------------------------------------------------------------
 
     async def complete(self, now_us: int) -> int:
-        """Write all ends gathered so far; returns how many."""
-        return await self._completer.flush(now_us, self.epoch)
+        """Write all ends gathered so far, and which devices have turned out to fail; returns how many ends."""
+        written = await self._completer.flush(now_us, self.epoch)
+        turned = self._slots.take_turned()
+        if turned is not None:
+            await persistently(lambda: self._store.set_breakers(turned))
+        return written
 
     def _written(self, ends: Ends) -> None:
         accepted = Coded.of(ends.outcome).where(lambda outcome: outcome in ("accepted", "repeat"))

@@ -125,6 +125,13 @@ class ShardLoop:
         """See ``Shard.take_due``."""
         return self.own.take_due()
 
+    async def refresh(self) -> None:
+        """See at once what has changed of sequences and devices; what fails is seen within a second."""
+        try:
+            await self.own.refresh()
+        except StoreUnavailableError as error:
+            _log.warning("shard %d: %s", self._shard.shard, error, extra={"event": "database_away"})
+
     def fate(self, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``Shard.fate``."""
         return self.own.fate(token, epoch, enrolment)
@@ -141,10 +148,12 @@ class ShardLoop:
         try:
             await self._clock.follow(self._shard.beat)
         except StoreUnavailableError as error:
-            _log.warning("shard %d could not renew its epoch: %s", self._shard.shard, error)
+            _log.warning(
+                "shard %d could not renew its epoch: %s", self._shard.shard, error, extra={"event": "database_away"}
+            )
         except FencedError as error:
             if not self._fenced:
-                _log.error("%s: this incarnation stops", error)
+                _log.error("%s: this incarnation stops", error, extra={"event": "superseded"})
                 self._fenced = True
                 self._tasks.start(self._settle())
         # Trust may have come back, and the clock may have moved: slots may have come.
@@ -169,7 +178,7 @@ class ShardLoop:
             await self._shard.adopt()
             await self._shard.refresh()
         except StoreUnavailableError as error:
-            _log.warning("shard %d: %s", self._shard.shard, error)
+            _log.warning("shard %d: %s", self._shard.shard, error, extra={"event": "database_away"})
 
     def _hand_over_ready(self) -> float:
         """Begin a hand-over if a slot has come; returns when, in liveness time, to ask again unless woken."""

@@ -5,6 +5,7 @@ Everything here is memory only and can be rebuilt from ledger and leases.
 
 from __future__ import annotations
 
+import logging
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from dispatcher.config import Settings
 from dispatcher.core.batches import Indices, Int32s, Int64s, Leased, Outcomes
+from dispatcher.core.breaker import Breakers, Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.leases import Usage
-from dispatcher.core.moments import SECOND_US, span_us
+from dispatcher.core.moments import SECOND_US, span_us, to_datetime
 from dispatcher.core.outcomes import CONSEQUENCES, QUARANTINES, UNCHARGED, Outcome
 from dispatcher.core.quota import Offer, SlidingLog
 
+_log = logging.getLogger(__name__)
 _UNCHARGED: Final = np.array([int(outcome) for outcome in UNCHARGED])
 _QUARANTINES: Final = np.array([int(outcome) for outcome in QUARANTINES])
 _RESTS: Final = [outcome for outcome, what in CONSEQUENCES.items() if what.rests]
@@ -52,8 +55,11 @@ class SlotBook:
             hour_us=settings.hours_us(1),
             guard_us=span_us(settings.guard_s),
         )
-        self._log.set_limits(available=fleet.available)
         self._fleet, self._owned = fleet, fleet.number
+        self._breakers = Breakers(settings.breaker_failures, settings.breaker_base_s, settings.breaker_cap_s)
+        self._breakers.add_devices(len(fleet))
+        self._breakers.load(fleet.trips, fleet.probe_us)
+        self._bound(np.arange(len(fleet)))
         self._windowed = fleet.windowed
         self._rest_until_us = fleet.rest_until_us.copy()
         self._offer: Offer | None = None
@@ -80,7 +86,9 @@ class SlotBook:
             rows = self._fleet.rows(gone.astype(np.int32))
             self._log.set_limits(rows, available=False)
             kept = self._fleet.take(rows)
-            fleet = Fleet.join([fleet, kept.replace(available=np.zeros(len(kept), np.bool_))])
+            none = np.zeros(len(kept), np.int32)
+            kept = kept.replace(available=none.astype(np.bool_), trips=none, probe_us=none.astype(np.int64))
+            fleet = Fleet.join([fleet, kept])
             fleet = fleet.take(np.argsort(fleet.number))
         rows = np.flatnonzero(~np.isin(fleet.number, self._fleet.number))
         new = fleet.take(rows)
@@ -89,15 +97,30 @@ class SlotBook:
         if len(joined):
             self._log.reorder(order)
         self._rest_until_us = np.maximum(np.pad(self._rest_until_us, (0, len(new)))[order], fleet.rest_until_us)
+        self._breakers.add_devices(len(new))
+        self._breakers.reorder(order)
+        self._breakers.load(fleet.trips, fleet.probe_us)
         self._log.set_limits(
-            quota_per_hour=fleet.quota_per_hour,
-            quota_per_day=fleet.quota_per_day,
-            in_flight_max=fleet.in_flight_max,
-            min_gap_us=_gap_us(fleet),
-            available=fleet.available,
+            quota_per_hour=fleet.quota_per_hour, quota_per_day=fleet.quota_per_day, min_gap_us=_gap_us(fleet)
         )
         self._fleet, self._windowed = fleet, fleet.windowed
+        self._bound(np.arange(len(fleet)))
         self._load_usage(usage, joined)
+
+    def _bound(self, rows: Indices) -> None:
+        """Who may send and how many at a time: through an open breaker one message, to see what becomes of it."""
+        tries = self._breakers.trips[rows] > 0
+        most = self._fleet.in_flight_max[rows]
+        self._log.set_limits(
+            rows,
+            in_flight_max=np.where(tries, np.minimum(most, 1), most),
+            available=self._fleet.available[rows] | tries,
+        )
+
+    def take_turned(self) -> Turned | None:
+        """Devices, by number, whose breakers have turned since this was asked last; None where none has."""
+        turned = self._breakers.take_turned()
+        return turned.replace(device=self._fleet.number[turned.device]) if len(turned) else None
 
     def _load_usage(self, usage: list[Usage], numbers: Int32s) -> None:
         for part in usage:
@@ -120,10 +143,11 @@ class SlotBook:
         self.withdraw()
         known = devices[np.isin(devices, self._fleet.number)]
         rows = self._fleet.rows(known)
-        offer = self._log.offer(now_us, horizon_us, rows[self._rest_until_us[rows] <= now_us])
+        rest_us = np.maximum(self._rest_until_us[rows], self._breakers.probe_us[rows])
+        offer = self._log.offer(now_us, horizon_us, rows[rest_us <= now_us])
         slots = np.zeros(len(rows), np.int32)
         slots[np.searchsorted(rows, offer.devices)] = offer.counts
-        free_us = np.maximum(self._log.next_free_us(rows), self._rest_until_us[rows])
+        free_us = np.maximum(self._log.next_free_us(rows), rest_us)
         free_us[slots > 0] = offer.slot_us[np.cumsum(offer.counts) - offer.counts]
         self._offer = offer
         return Slots(offer.number, known, slots, offer.slot_us, free_us)
@@ -162,8 +186,12 @@ class SlotBook:
         """Slots that were not used: free again."""
         self._log.release(self._fleet.rows(device), slot_us)
 
-    def book(self, leased: Leased, outcomes: Outcomes) -> None:
-        """Book outcomes, row by row of ``leased``."""
+    def book(self, leased: Leased, outcomes: Outcomes, *, handed: bool) -> None:
+        """Book outcomes, row by row of ``leased``.
+
+        Args:
+            handed: whether they were handed over; what was not says nothing of the device.
+        """
         rows = self._fleet.rows(leased.device)
         self._log.settle(rows)
         unsent = np.isin(outcomes.outcome, _UNCHARGED)
@@ -182,6 +210,24 @@ class SlotBook:
         if refused.any():
             # The device is quarantined with the batch; until that is read back, nothing more goes there.
             self._log.set_limits(np.unique(rows[refused]), available=False)
+            for row in np.unique(rows[refused]).tolist():
+                _log.warning("device %s: its gateway refuses it, it is quarantined", self._fleet.name[row],
+                             extra={"event": "device_quarantined"})  # fmt: skip
+        if handed:
+            turned = self._breakers.book(rows, leased.slot_us, outcomes.outcome, outcomes.at_us)
+            if len(turned):
+                self._bound(turned)
+                self._tell(turned)
+
+    def _tell(self, turned: Indices) -> None:
+        for row in turned.tolist():
+            name, trips = self._fleet.name[row], int(self._breakers.trips[row])
+            if trips:
+                _log.warning("device %s fails, it is quarantined: a message may try from %s on (pause %d)", name,
+                             to_datetime(int(self._breakers.probe_us[row])).strftime("%H:%M:%S UTC"), trips,
+                             extra={"event": "device_quarantined"})  # fmt: skip
+            else:
+                _log.warning("device %s works again", name, extra={"event": "device_back"})
 
     def _rest(self, outcome: Outcome, rows: Indices, until_us: Int64s) -> None:
         np.maximum.at(self._rest_until_us, rows, until_us)

@@ -34,6 +34,7 @@ timetable   what the world does on the way, at tick borders: leads come, devices
 scenario    scenario files, and what is set over them, as the plan of a rehearsal
 forecast    ``dripline forecast``: finish, limits and devices needed, on arrays
 gateway     a real HTTP gateway process for tests
+gateway_events  what it tells a webhook afterwards
 gateway_receipts  its log as receipts, so that one checker judges both worlds
 chaos       the live engine on the real stack through a storm of faults
 prove       ``dripline prove``: the same services event by event in virtual time, thousands of seeds

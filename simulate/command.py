@@ -22,7 +22,7 @@ app = typer.Typer()
 _SCREEN_S = 5.0
 _WITH_CHAOS = frozenset({
     "devices", "leads", "sequences", "shards", "json_file", "keep", "quiet", "data_dir",
-    "chaos", "chaos_strikes", "chaos_idempotent",
+    "chaos", "chaos_strikes", "chaos_only", "chaos_idempotent",
 })  # fmt: skip
 """Parameters a chaos run honours."""
 
@@ -86,6 +86,10 @@ Chaos = Annotated[
     ),
 ]
 ChaosStrikes = Annotated[int, typer.Option(min=0, max=10_000, help="With --chaos: how many kills and cuts.")]
+ChaosOnly = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FAULT", help="With --chaos: only this kind of fault, such as 'run killed'; repeatable."),
+]
 ChaosGateway = Annotated[
     bool,
     typer.Option(
@@ -134,6 +138,7 @@ def simulate(
     data_dir: DataDir = None,
     chaos: Chaos = None,
     chaos_strikes: ChaosStrikes = 30,
+    chaos_only: ChaosOnly = None,
     chaos_idempotent: ChaosGateway = True,
 ) -> None:
     """Rehearse on real PostgreSQL and real Ray with a mock sender, in virtual time, and check every invariant.
@@ -253,13 +258,24 @@ def _show(outcome: Any, table: Callable[[Any], Any], json_file: Path | None, qui
 
 def _play_chaos(context: typer.Context, sequences: list[Any], settings: Any) -> None:
     """Run a storm instead of a rehearsal, and show what came out."""
+    from simulate.chaos.faults import CUTS, TROUBLES
     from simulate.chaos.outcome import table
     from simulate.chaos.plan import ChaosPlan
 
     given = context.params
     sizes = {name: given[name] for name in ("devices", "leads", "shards") if _source(context, name) != "DEFAULT"}
+    only = tuple(given["chaos_only"] or ())
+    known = [fault.name for fault in (*CUTS, *TROUBLES)]
+    for name in only:
+        if name not in known:
+            raise InputError("--chaos-only", f"there is no fault {name!r}", f"known: {', '.join(known)}")
     plan = ChaosPlan(
-        sequences, given["chaos"], strikes=given["chaos_strikes"], idempotent=given["chaos_idempotent"], **sizes
+        sequences,
+        given["chaos"],
+        strikes=given["chaos_strikes"],
+        only=only,
+        idempotent=given["chaos_idempotent"],
+        **sizes,
     )
     _show(_storm(plan, settings, keep=given["keep"], quiet=given["quiet"]), table, given["json_file"], given["quiet"])
 

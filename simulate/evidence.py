@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import numpy as np
@@ -73,6 +73,10 @@ LEFT JOIN leads l ON l.id = c.lead_id
 LEFT JOIN devices d ON d.id = c.home_device_id
 WHERE c.id >= $3 AND c.id < $4
 """
+_SKIPPED_SQL: Final = """
+SELECT enrolment_id, visit, generation, step_trigger, dripline_us(due_at), dripline_us(at)
+FROM late_steps WHERE shifted_to IS NULL
+"""
 _MISSED_SQL: Final = """
 SELECT count(*) FROM leads l
 WHERE l.trigger <> '' AND l.opted_out_at IS NULL
@@ -82,7 +86,9 @@ WHERE l.trigger <> '' AND l.opted_out_at IS NULL
               WHERE NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
                                 AND c.sequence_id = e.sequence_id AND c.status IN ('active', 'in_doubt'))
                 AND NOT EXISTS (SELECT FROM sequence_contacts c WHERE c.lead_id = l.id
-                                AND c.sequence_id = e.sequence_id AND c.status NOT IN ('active', 'in_doubt')))
+                                AND c.sequence_id = e.sequence_id AND c.status NOT IN ('active', 'in_doubt'))
+                AND NOT EXISTS (SELECT FROM archived_enrolments c WHERE c.lead_id = l.id
+                                AND c.sequence_id = e.sequence_id))
 """
 _BY_HAND_SQL: Final = """
 SELECT DISTINCT l.enrolment_id, l.visit, l.generation
@@ -97,10 +103,23 @@ FROM devices d JOIN device_quota_history h ON h.device_id = d.id
 """
 _READY_SQL: Final = """
 SELECT number FROM devices
-WHERE health = 'available' AND shard_id IS NOT NULL AND least(quota_per_hour, quota_per_day, in_flight_max) > 0
+WHERE health = 'available' AND NOT paused AND NOT (SELECT paused FROM fleet)
+  AND shard_id IS NOT NULL AND least(quota_per_hour, quota_per_day, in_flight_max) > 0
 """
+_RESTING_SQL: Final = "SELECT lead_id FROM paused_leads WHERE until > dripline_now()"
 _CHUNK: Final = 500_000
 _2000_US: Final = 946_684_800_000_000
+
+
+class Skip(NamedTuple):
+    """A step that was passed over."""
+
+    enrolment: int
+    visit: int
+    generation: int
+    step: str
+    due_us: int
+    at_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +152,18 @@ class Evidence:
     """By phone, since when a lead has had which one, in order; not read when there never was a send window."""
     paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By sequence id, when it was switched off."""
+    fleet_paused: Sequence[tuple[int, int]] = ()
+    """When nothing was to be handed over at all."""
+    devices_paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """By number, when a device was paused."""
+    leads_paused: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """By phone, when a lead was paused."""
+    resting: frozenset[int] = frozenset()
+    """Ids of the leads that are paused at the end: what is due of them is not stuck."""
+    skipped: tuple[Skip, ...] = ()
+    """Steps that were passed over because they were too late."""
+    shifted: int = 0
+    """How many times a step was moved to a later day because it was too late."""
     untriggered: Mapping[tuple[int, str], Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By lead id and entry trigger, from when the engine had seen that it was taken off by hand, until it came back."""
     retriggered: frozenset[tuple[int, str]] = frozenset()
@@ -212,6 +243,9 @@ async def collect(
             by_hand=frozenset(tuple(row) for row in await connection.fetch(_BY_HAND_SQL)),
             now_us=await connection.fetchval("SELECT dripline_us(dripline_now())"),
             ready=frozenset(row["number"] for row in await connection.fetch(_READY_SQL)),
+            resting=frozenset(row["lead_id"] for row in await connection.fetch(_RESTING_SQL)),
+            skipped=tuple(Skip(*row) for row in await connection.fetch(_SKIPPED_SQL)),
+            shifted=await connection.fetchval("SELECT count(shifted_to) FROM late_steps"),
         )
 
 

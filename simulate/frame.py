@@ -47,7 +47,7 @@ def _told(event: Event) -> Fault | None:
             detail = ", ".join([*([event.cause] if event.cause else []), *changed])
             return Fault(event.at_us, event.health or "quota", f"{len(event.names):,} devices", detail)
         case Switch():
-            return Fault(event.at_us, "resume" if event.active else "pause", event.sequence, "")
+            return Fault(event.at_us, "resume" if event.active else "pause", event.sequence or "everything", "")
         case Kill():
             return Fault(event.at_us, "kill", event.actor, "")
         case OptOut():

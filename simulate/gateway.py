@@ -4,7 +4,7 @@
 
 It judges by its own clock and appends one line per request to its log before the answer leaves, so the log is
 the truth about what arrived, whatever becomes of the caller. Started again on a log, it still knows its keys.
-With ``--storm`` its faults can be changed while it runs.
+With ``--storm`` its faults can be changed while it runs; with ``--tell`` a webhook hears what it did.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any, Final, Self
 
 from dispatcher.errors import InputError
 from simulate.contract import MALFORMED, Connection, Reply, parse_message, refusal, response, taken
+from simulate.gateway_events import Telling
 
 CLOSED: Final = 0
 SILENT: Final = -1
@@ -95,6 +96,7 @@ class Gateway:
         idempotent: whether a repeated key is answered 409; otherwise it is taken again.
         window_s, limit: a device may have ``limit`` messages accepted in any ``window_s``; 0: no limit.
         storm: a file with other faults, in the words of ``--fail``; read again whenever it changes.
+        telling: who tells afterwards what became of messages.
     """
 
     def __init__(
@@ -106,10 +108,11 @@ class Gateway:
         window_s: float,
         limit: int,
         storm: Path | None = None,
+        telling: Telling | None = None,
     ) -> None:
         self._seed, self._faults, self._idempotent = seed, faults, idempotent
         self._window_s, self._limit = window_s, limit
-        self._storm, self._storm_version = storm, (0, 0)
+        self._storm, self._storm_version, self._telling = storm, (0, 0), telling
         self._seen: Counter[str] = Counter()
         self._accepted: dict[str, str] = {}
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -137,6 +140,8 @@ class Gateway:
         digest = hashlib.sha256(message["text"].encode("utf-8", "surrogatepass")).hexdigest()[:16]
         not_after_us = round(not_after * 1e6) if math.isfinite(not_after) else 0
         self._write(Arrival(now, message["device_id"], message["to"], key, digest, did, status, not_after_us))
+        if self._telling is not None:
+            self._telling.note(key, did, now)
         if status == CLOSED:
             return None
         if status == SILENT:
@@ -262,15 +267,18 @@ def _faults(text: str) -> dict[str, float]:
     return faults
 
 
-async def _serve(gateway: Gateway, port: int, latency_s: float) -> None:
+async def _serve(gateway: Gateway, port: int, latency_s: float, telling: Telling | None) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     server = await loop.create_server(lambda: Connection(gateway, latency_s), "127.0.0.1", port, backlog=1024)
     print(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    beside = None if telling is None else asyncio.create_task(telling.live())
     await ended.wait()
     server.close()
+    if beside is not None:
+        beside.cancel()
 
 
 def main() -> None:
@@ -289,12 +297,21 @@ def main() -> None:
     parser.add_argument("--window-s", type=float, default=0.0, help="length of an hour for --limit; 0: no limit")
     parser.add_argument("--limit", type=int, default=100, help="messages a device may have accepted in any such hour")
     parser.add_argument("--storm", type=Path, metavar="FILE", help="what --fail says, and may say anew at any time")
+    parser.add_argument("--tell", metavar="URL", help="a webhook; DRIPLINE_WEBHOOK_SECRET is what to sign with")
     given = parser.parse_args()
+    telling = Telling(given.tell, os.environ["DRIPLINE_WEBHOOK_SECRET"]) if given.tell else None
     try:
         gateway = Gateway(
-            given.log, given.seed, given.fail, not given.not_idempotent, given.window_s, given.limit, given.storm
+            given.log,
+            given.seed,
+            given.fail,
+            not given.not_idempotent,
+            given.window_s,
+            given.limit,
+            given.storm,
+            telling,
         )
-        asyncio.run(_serve(gateway, given.port, given.latency_ms / 1000))
+        asyncio.run(_serve(gateway, given.port, given.latency_ms / 1000, telling))
     except (OSError, InputError) as error:
         parser.error(str(error))
 

@@ -40,6 +40,10 @@ class RunOutcome:
     failed: int
     stopped: int
     in_doubt: int
+    skipped: int
+    """Steps that were passed over because they were too late."""
+    shifted: int
+    """Times that a step was moved to a later day because it was too late."""
     violations: Violations
     receipts_sha256: str
     lateness_s: Mapping[str, float]
@@ -92,6 +96,8 @@ def table(outcome: RunOutcome) -> Group:
     head.add_row(
         "lateness", f"half within {span(late['p50'])}, 95 % within {span(late['p95'])}, worst {span(late['max'])}"
     )
+    if outcome.skipped or outcome.shifted:
+        head.add_row("too late", f"{outcome.skipped:,} steps skipped, {outcome.shifted:,} moved to a later day")
     if gap is None:
         head.add_row("behind ideal", f"not computed: {outcome.optimality_gap_missing}")
     else:

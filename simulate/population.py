@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -56,15 +56,16 @@ async def create_devices(connection: asyncpg.Connection, *groups: DeviceGroup) -
 
 
 async def create_leads(
-    connection: asyncpg.Connection, count: int, entries: Sequence[str], seed: int, on_chunk: Callable[[int], None]
+    connection: asyncpg.Connection, count: int, entries: Sequence[str], seed: int, *, tagged: bool = True
 ) -> None:
-    """Create ``count`` leads; each carries at least one of the ``entries`` triggers.
-
-    Args:
-        on_chunk: called with the number of leads after each chunk.
-    """
+    """Create ``count`` leads; each carries at least one of the ``entries`` triggers, or, not tagged, its niche only."""
     for chunk in lead_chunks(count):
-        on_chunk(await copy_leads(connection, chunk, entries, seed))
+        await copy_leads(connection, chunk, entries, seed, tagged=tagged)
+
+
+def niche(entry: str) -> str:
+    """What leads are interested in who carry this trigger."""
+    return entry.split("_")[0]
 
 
 def lead_chunks(count: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
@@ -80,6 +81,8 @@ async def copy_leads(
     seed: int,
     mix: Sequence[Carried] = (),
     zones: Sequence[Zoned] = (),
+    *,
+    tagged: bool = True,
 ) -> int:
     """Create the leads of these numbers; returns how many.
 
@@ -87,9 +90,10 @@ async def copy_leads(
         entries: triggers, of which every lead carries one or two, if there is no ``mix``.
         mix: what leads carry instead.
         zones: where they live; unknown if there are none.
+        tagged: whether they carry triggers already.
     """
-    lines = _lines(numbers, entries, seed, mix)
-    columns = ["phone", "name", "niche", "trigger"]
+    lines = _lines(numbers, entries, seed, mix, tagged)
+    columns = ["phone", "name", "niche", *(["trigger"] if tagged else [])]
     if zones:
         where = zoned(numbers, zones, seed).tolist()
         lines = b"".join(
@@ -129,11 +133,13 @@ def carried(
     return first * count + np.where(two, other, first), pairs
 
 
-def _lines(numbers: NDArray[np.int64], entries: Sequence[str], seed: int, mix: Sequence[Carried]) -> bytes:
+def _lines(
+    numbers: NDArray[np.int64], entries: Sequence[str], seed: int, mix: Sequence[Carried], tagged: bool
+) -> bytes:
     which, lists = carried(numbers, entries, seed, mix)
-    label = (_draw(seed, numbers, _LABEL) < _LABELLED) & (not mix)
+    label = (_draw(seed, numbers, _LABEL) < _LABELLED) & (not mix) & tagged
     name = (_draw(seed, numbers, _NAME) * len(_NAMES)).astype(np.intp)
-    told = [f"{triggers[0].split('_')[0]}\t{','.join(triggers)}" for triggers in lists]
+    told = ["\t".join([niche(triggers[0]), *([",".join(triggers)] if tagged else [])]) for triggers in lists]
     rows = zip(numbers.tolist(), name.tolist(), which.tolist(), label.tolist(), strict=True)
     return "".join(
         f"{lead_phone(n)}\t{_NAMES[who]}\t{told[w]}{', newsletter' if marked else ''}\n" for n, who, w, marked in rows

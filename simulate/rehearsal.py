@@ -112,8 +112,11 @@ class Plan:
         """What on the way makes the ideal schedule no yardstick; None: nothing does."""
         if any(isinstance(event, DeviceChange | BansLifted) for event in self.events) or self.behaviour.bans:
             return "devices go, come or change on the way"
-        if any(isinstance(event, Switch) for event in self.events):
-            return "a sequence pauses on the way"
+        paused = [event.sequence for event in self.events if isinstance(event, Switch)]
+        if paused:
+            return "everything pauses on the way" if None in paused else "a sequence pauses on the way"
+        if any(each.max_lateness_h is not None for each in self.sequences):
+            return "a sequence skips or shifts what is too late"
         return "send windows close on the way" if any(each.send_window for each in self.sequences) else None
 
     @property
@@ -372,6 +375,7 @@ async def _evidence(url: str, settings: Settings, timetable: Timetable) -> Evide
             found,
             stuck_us=settings.hours_us(1),
             paused=timetable.paused(ids),
+            fleet_paused=timetable.fleet_paused,
             retriggered=frozenset(timetable.retriggered),
         )
     finally:
@@ -401,6 +405,7 @@ def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, 
 def _told(plan: Plan, settings: Settings) -> dict[str, Any]:
     """What was asked for, beside what the figures name themselves; nothing that depends on the machine."""
     here = {"database_url", "data_dir", "ray_address", "devices_per_shard", "claims_at_once"}
+    here |= {"webhooks", "webhook_secret", "webhook_window_s", "whatsapp_app_secret", "whatsapp_verify_token"}
     return {
         "days": plan.days,
         "start": plan.start.isoformat(),
@@ -428,6 +433,8 @@ def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -
     return {
         "enrolled": len(evidence.enrolments),
         **{name: int(status[index + 1]) for index, name in enumerate(STATUSES)},
+        "skipped": len(evidence.skipped),
+        "shifted": evidence.shifted,
         "lateness_s": dict(zip(("p50", "p95", "p99", "max"), quantiles.round(3).tolist(), strict=True)),
         "optimality_gap_s": None if gap is None else {"mean": round(gap.mean_s, 3), "max": round(gap.max_s, 3)},
         "optimality_gap_missing": plan.uneven,

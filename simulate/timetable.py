@@ -62,10 +62,11 @@ class BansLifted:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A sequence is paused or resumed."""
+    """A sequence, or the whole fleet, is paused or resumed."""
 
     at_us: int
-    sequence: str
+    sequence: str | None
+    """None: the fleet."""
     active: bool
 
 
@@ -127,7 +128,7 @@ class Timetable:
         self._coming = np.sort(np.concatenate([moments(wave) for wave in waves] or [np.zeros(0, np.int64)]))
         self._first, self._copy, self._actors, self._referee, self._seed = first_lead, copy, actors, referee, seed
         self._come, self._done, self._analysed = 0, 0, first_lead
-        self._switched: dict[str, list[int]] = defaultdict(list)
+        self._switched: dict[str | None, list[int]] = defaultdict(list)
         self.retriggered: set[tuple[int, str]] = set()
         """Lead ids and triggers that were put on leads on the way."""
 
@@ -156,8 +157,15 @@ class Timetable:
 
     def paused(self, ids: Mapping[str, int]) -> dict[int, list[tuple[int, int]]]:
         """When sequences were switched off, by their ids."""
-        ended = {name: [*moments, NEVER_US] for name, moments in self._switched.items()}
-        return {ids[name]: list(pairwise(moments))[::2] for name, moments in ended.items()}
+        return {ids[name]: self._spans(name) for name in self._switched if name is not None}
+
+    @property
+    def fleet_paused(self) -> list[tuple[int, int]]:
+        """When nothing was to be handed over."""
+        return self._spans(None)
+
+    def _spans(self, name: str | None) -> list[tuple[int, int]]:
+        return list(pairwise([*self._switched.get(name, ()), NEVER_US]))[::2]
 
     async def _bring(self, connection: asyncpg.Connection, upto: int) -> None:
         """Let leads come until ``upto`` of them have; who is there after a broken commit is not brought again."""
@@ -189,9 +197,12 @@ class Timetable:
                     event.names,
                 )
             case Switch():
-                await connection.execute(
-                    "UPDATE sequences SET is_active = $2 WHERE name = $1", event.sequence, event.active
-                )
+                if event.sequence is None:
+                    await connection.execute("UPDATE fleet SET paused = $1", not event.active)
+                else:
+                    await connection.execute(
+                        "UPDATE sequences SET is_active = $2 WHERE name = $1", event.sequence, event.active
+                    )
                 # Pauses and resumptions take turns; what changes nothing is no moment of a switch.
                 if event.active == bool(len(self._switched[event.sequence]) % 2):
                     self._switched[event.sequence].append(now_us)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from dispatcher.cli import main as command_line
 from dispatcher.store.connect import connect
 from dispatcher.store.embedded import EmbeddedServer
 from dispatcher.store.migrate import migrate
@@ -115,3 +117,16 @@ async def _migrate(url: str) -> None:
 async def _drop(server: EmbeddedServer, url: str) -> None:
     name = url.split("/")[3].split("?")[0]
     await _execute(server.url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def dripline(database_url, monkeypatch, capsys):
+    """Runs a command on the test's database: exit status, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dripline", *map(str, arguments), "--database-url", database_url])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run

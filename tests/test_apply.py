@@ -16,7 +16,6 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from dispatcher.cli import main as command_line
 from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.messages import Template
 from dispatcher.core.windows import Window
@@ -40,19 +39,6 @@ def yaml_path(tmp_path: Path):
         return path
 
     return write
-
-
-@pytest.fixture
-def dripline(database_url, monkeypatch, capsys):
-    """Runs a command on the test's database: exit status, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dripline", *map(str, arguments), "--database-url", database_url])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def ask(url: str, sql: str) -> list[tuple]:

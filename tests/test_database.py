@@ -60,6 +60,16 @@ async def test_the_ledger_is_append_only(ledger, statement):
     assert await column(ledger, "SELECT outcome FROM message_ledger") == ["accepted"]
 
 
+async def test_what_a_gateway_said_may_be_wiped_and_nothing_with_it(ledger):
+    await attempt(ledger, 1, "accepted", error="quotes a number", gateway_message_id="names one")
+    with pytest.raises(asyncpg.RaiseError, match="the ledger is append-only"):
+        await ledger.execute("UPDATE message_ledger SET error = NULL, gateway_message_id = NULL, lead_id = 2")
+    await ledger.execute("UPDATE message_ledger SET error = NULL, gateway_message_id = NULL")
+    assert await ledger.fetchval("SELECT (lead_id, outcome, error, gateway_message_id)::text FROM message_ledger") == (
+        "(1,accepted,,)"
+    )
+
+
 async def test_what_was_in_doubt_may_become_known_once(ledger):
     await attempt(ledger, 1, "in_doubt")
     await ledger.execute("UPDATE message_ledger SET outcome = 'accepted', accepted_at = reserved_at")

@@ -75,8 +75,8 @@ JOIN devices d ON d.name = v.home LEFT JOIN devices l ON l.name = v.leased ORDER
 INSERT INTO claims (token, shard_epoch, enrolments)
 SELECT 7, 1, array_agg(id) FROM sequence_contacts WHERE lease_token = 7;
 INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
-    accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, error)
-SELECT 1, 1, 1, 1, t, t, t, t, d.id, gen_random_uuid(), 1, n, 1, 'accepted', 'fitness_start', NULL
+    accepted_at, device_id, idempotency_key, visit, generation, attempt, outcome, step_trigger, gateway_message_id)
+SELECT 1, 1, 1, 1, t, t, t, t, d.id, gen_random_uuid(), 1, n, 1, 'accepted', 'fitness_start', 'm-' || n
 FROM generate_series(1, 4) n, devices d, LATERAL (SELECT dripline_now() - n * interval '10 minutes' AS t)
 WHERE d.name = 'd-1';
 INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due_at, reserved_at, deadline_at,
@@ -84,6 +84,11 @@ INSERT INTO message_ledger (enrolment_id, sequence_id, lead_id, shard_epoch, due
 SELECT 2, 1, 2, 1, t, t, t, d.id, gen_random_uuid(), 1, 0, n, 'refused', 'fitness_start', 'HTTP 503'
 FROM generate_series(1, 2) n, devices d, LATERAL (SELECT dripline_now() - n * interval '2 hours' AS t)
 WHERE d.name = 'd-1';
+INSERT INTO message_receipts (message, delivered_at, read_at, failed_at, error)
+SELECT idempotency_key::text, reserved_at + interval '5 s', NULL::timestamptz, NULL::timestamptz, NULL
+FROM message_ledger WHERE gateway_message_id = 'm-1'
+UNION ALL SELECT 'm-1', dripline_now(), dripline_now(), NULL, NULL
+UNION ALL SELECT 'm-2', NULL, NULL, dripline_now(), '131026: undeliverable';
 """
 
 
@@ -132,6 +137,9 @@ async def test_status_as_json_holds_every_figure(world):
         ],
         "due": 1,
         "paused_steps": [],
+        "paused": [{"what": "sequence", "name": "Crypto", "since": None, "until": None, "reason": None, "count": 1}],
+        "skipped": 0,
+        "shifted": 0,
         "leased": 1,
         "stuck": 1,
         "held": 1,
@@ -171,10 +179,11 @@ async def test_status_for_people_is_one_line_a_fact(world):
         "Crypto\tpaused\t1\t1\t0\t0\t0\t0\t0\t-",
         "Once\tactive\t1\t0\t1\t0\t0\t0\t0\t-",
         "Asked for\tactive\t0\t0\t0\t0\t0\t0\t0\t-",
+        "paused\tsequence Crypto",
         "due now\t1",
         "leased\t1",
         "stuck\t1 leased for more than 5 minutes",
-        "held\t1 of paused or broken sequences",
+        "held\t1 of paused or broken sequences, or of paused leads",
         "in doubt\t1 sent or not: unknown",
         "retrying\t1, 2 tries at most",
         "health\t2 available, 1 quarantined (quality)",
@@ -198,6 +207,44 @@ async def test_status_says_that_a_sequence_is_broken_and_that_nobody_leads(world
     ]
 
 
+PAUSED = """
+UPDATE fleet SET paused = true, pause_reason = 'maintenance';
+UPDATE devices SET paused = true WHERE name = 'd-1';
+UPDATE sequences SET is_active = NOT is_active WHERE name IN ('Crypto', 'Once');
+INSERT INTO paused_leads (lead_id, until, reason) VALUES
+    (1, dripline_now() + interval '1 hour', 'on holiday'), (2, 'infinity', NULL), (3, dripline_now(), NULL);
+INSERT INTO late_steps VALUES
+    (1, 1, 1, 1, 0, 'fitness_start', dripline_now() - interval '30 hours', dripline_now() - interval '1 hour', NULL),
+    (2, 1, 2, 1, 0, 'fitness_start', dripline_now() - interval '30 hours', dripline_now(), 'infinity');
+"""
+
+
+async def test_what_is_paused_since_when_and_what_was_too_late_is_said(world, connection, capsys):
+    await connection.execute(PAUSED)
+    lines = dripline("status", "--database-url", world).stdout.splitlines()
+    since = "since 2026-01-06 12:00:00 UTC (0 s ago)"
+    assert [line for line in lines if line.startswith(("paused", "too late"))] == [
+        f"paused\tthe whole fleet {since}: maintenance",
+        f"paused\tsequence Once {since}",
+        f"paused\tdevice d-1 {since}",
+        f"paused\t2 leads {since}, the first until 2026-01-06 13:00:00 UTC",
+        "too late\t1 steps skipped, 1 moved to a later day",
+    ]
+    assert not await connection.fetchval("SELECT bool_or(is_available) FROM device_load_balance")
+    show(await read_facts(connection, "1"))
+    page = capsys.readouterr().out
+    assert "Nothing is sent at present: everything is paused since 2026-01-06 12:00:00 UTC (0 s ago)." in page
+    assert (
+        f"waiting for fitness_day2; the lead is paused {since} until 2026-01-06 13:00:00 UTC (in 60 min): on holiday"
+        " (due 2026-01-07 10:00:00 UTC (in 22 h))"
+    ) in page
+    assert "fitness_start, due 2026-01-05 06:00:00 UTC: skipped 2026-01-06 11:00:00 UTC (60 min ago)" in page
+    await connection.execute("DELETE FROM paused_leads; UPDATE fleet SET paused = false")
+    assert await connection.fetchrow("SELECT pause_reason, paused_since FROM fleet") == (None, None)
+    show(await read_facts(connection, "2"))
+    assert "its device is paused since 2026-01-06 12:00:00 UTC" in capsys.readouterr().out
+
+
 def test_status_of_a_database_that_is_not_migrated_is_refused(empty_url):
     done = dripline("status", "--database-url", empty_url)
     assert (done.returncode, done.stdout) == (2, "")
@@ -219,10 +266,11 @@ Devices
 d-1: available; 4 of 4 this hour, 4 of 800 today, 0 of 50 in progress; it has used up its hour
 
 Last attempts
-2026-01-06 11:50:00\tfitness_start\t1\td-1\taccepted\t
-2026-01-06 11:40:00\tfitness_start\t1\td-1\taccepted\t
-2026-01-06 11:30:00\tfitness_start\t1\td-1\taccepted\t
-2026-01-06 11:20:00\tfitness_start\t1\td-1\taccepted\t
+2026-01-06 11:50:00\tfitness_start\t1\td-1\taccepted\t\t\
+delivered 2026-01-06 11:50:05, read 2026-01-06 12:00:00
+2026-01-06 11:40:00\tfitness_start\t1\td-1\taccepted\t\tfailed 2026-01-06 12:00:00 (131026: undeliverable)
+2026-01-06 11:30:00\tfitness_start\t1\td-1\taccepted\t\t
+2026-01-06 11:20:00\tfitness_start\t1\td-1\taccepted\t\t
 """
 
 

@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -219,6 +220,18 @@ def moment_us(option: str, text: str) -> int:
     except ValueError:
         raise InputError(option, f"{text!r} is no moment", "write it like 2026-01-05T09:00:00Z") from None
     return from_datetime(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def confirm(command: str, question: str) -> None:
+    """Ask a person before something large is done.
+
+    Raises:
+        InputError: nobody is there to be asked.
+        Abort: the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(command, f"{question} Nobody can be asked here", "give --yes")
+    typer.confirm(question, abort=True)
 
 
 def actor(by: str | None) -> str:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dispatcher.cli.common import DatabaseUrl, DataDir, database, err, out, run, show_table
+from dispatcher.cli.common import By, DatabaseUrl, DataDir, actor, database, err, out, progress, run, show_table
+from dispatcher.cli.pause import Reason
 from dispatcher.core.fleet import GatewayKind
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.devices import (
     Device,
     Health,
+    Remaining,
     Written,
     add_device,
     change_device,
     device,
+    drain_device,
     import_devices,
     list_devices,
+    retire_device,
 )
+from dispatcher.intake.pauses import pause_device
+
+_LOOK_S = 1.0
 
 app = typer.Typer(
-    help="List, add, import and change devices.",
+    help="List, add, import, change, pause, drain and retire devices.",
     no_args_is_help=True,
     epilog="Example: dripline devices list",
 )
@@ -50,12 +58,20 @@ Account = Annotated[
 PerHour = Annotated[int | None, typer.Option("--quota-per-hour", min=0, show_default="80")]
 PerDay = Annotated[int | None, typer.Option("--quota-per-day", min=0, show_default="800")]
 InFlight = Annotated[int | None, typer.Option("--in-flight-max", min=0, show_default="50")]
+RampPerDay = Annotated[
+    int | None, typer.Option("--ramp-per-day", min=0, help="What a new device may send a day at first; 0: no ramp.")
+]
+RampGrowth = Annotated[
+    float | None, typer.Option("--ramp-growth", show_default="1.5", help="How much more every day, up to its quota.")
+]
+Cause = Annotated[str | None, typer.Option("--cause", help="Why.")]
+Named = Annotated[str, typer.Argument(metavar="NAME")]
 Gap = Annotated[float | None, typer.Option("--min-gap-s", min=0, show_default="5", help="Seconds apart.")]
 
 
 @app.command("list", epilog="Example: dripline devices list")
 def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
-    """List the devices with their health, what they have sent, and their quotas."""
+    """List the devices with their health, what they have sent, and their quotas (of a ramp: today's in brackets)."""
 
     async def body() -> list[dict[str, Any]]:
         async with database(database_url, data_dir) as connection:
@@ -65,9 +81,10 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
         (
             row["name"],
             row["phone"] or "-",
-            row["health"] + (f" ({row['health_cause']})" if row["health_cause"] else ""),
+            row["health"] + (f" ({row['health_cause']})" if row["health_cause"] else "") + _paused(row),
             f"{row['messages_hour']}/{row['quota_per_hour']}",
-            f"{row['messages_today']}/{row['quota_per_day']}",
+            f"{row['messages_today']}/{row['quota_per_day']}"
+            + (f" ({row['ramp_per_day']})" if row["ramp_per_day"] else ""),
             f"{row['current_processing']}/{row['in_flight_max']}",
             f"{row['min_gap_s']:g}",
             row["gateway_kind"],
@@ -93,6 +110,8 @@ def add(
     quota_per_day: PerDay = None,
     in_flight_max: InFlight = None,
     min_gap_s: Gap = None,
+    ramp_per_day: RampPerDay = None,
+    ramp_growth: RampGrowth = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -135,7 +154,7 @@ def import_(
 @app.command("set", epilog="Example: dripline devices set d-1 --health draining --cause 'SIM change'")
 def set_(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Named,
     phone: Phone = None,
     gateway_url: GatewayUrl = None,
     gateway_token: GatewayToken = None,
@@ -147,6 +166,8 @@ def set_(
     quota_per_day: PerDay = None,
     in_flight_max: InFlight = None,
     min_gap_s: Gap = None,
+    ramp_per_day: RampPerDay = None,
+    ramp_growth: RampGrowth = None,
     health: Annotated[Health | None, typer.Option("--health")] = None,
     health_cause: Annotated[str | None, typer.Option("--cause", help="Why, with --health.")] = None,
     database_url: DatabaseUrl = None,
@@ -160,6 +181,95 @@ def set_(
             return await change_device(connection, given)
 
     out.out(f"{given.name}: {'changed' if run(body()) else 'unchanged'}")
+
+
+@app.command(epilog="Example: dripline devices drain d-1 --cause 'SIM change'")
+def drain(name: Named, health_cause: Cause = None, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Let nothing new leave from a device; what waits for it moves to others. Back: devices set --health available."""
+
+    async def body() -> Remaining:
+        async with database(database_url, data_dir) as connection:
+            return await drain_device(connection, name, health_cause)
+
+    out.out(f"{name}: draining, {_to_leave(run(body()))}")
+
+
+@app.command(epilog="Example: dripline devices retire d-1 --cause 'number given back' --wait")
+def retire(
+    name: Named,
+    health_cause: Cause = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until nothing is left on it: the engine must run.")] = False,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Drain a device and, once nothing is left on it, close it for good; what it has sent stays on record.
+
+    Without --wait a device that is not empty yet is only drained: say it again later.
+    """
+
+    async def body() -> Remaining | None:
+        async with database(database_url, data_dir) as connection:
+            left = await retire_device(connection, name, health_cause)
+            if left is None or not wait:
+                return left
+            with progress(left.live, "have left") as show:
+                total = left.live
+                while left is not None:
+                    await asyncio.sleep(_LOOK_S)
+                    left = await retire_device(connection, name, health_cause)
+                    show(total - (left.live if left is not None else 0))
+            return None
+
+    left = run(body())
+    if left is None:
+        out.out(f"{name}: retired")
+        return
+    out.out(f"{name}: draining, {_to_leave(left)}; then say it again")
+
+
+def _to_leave(left: Remaining) -> str:
+    doubt = f" and {left.in_doubt:,} in doubt (dripline in-doubt list)" if left.in_doubt else ""
+    return f"{left.active:,} enrolments{doubt} still call it home"
+
+
+@app.command(epilog="Example: dripline devices pause d-1 --reason 'owner is travelling'")
+def pause(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    reason: Reason = None,
+    by: By = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Stop a device's hand-overs; what it is home to waits for it. To move that elsewhere, set --health draining."""
+    _switch(name, True, reason, by, database_url, data_dir)
+
+
+@app.command(epilog="Example: dripline devices resume d-1")
+def resume(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    by: By = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Go on with a paused device; what is overdue is spread over its quota."""
+    _switch(name, False, None, by, database_url, data_dir)
+
+
+def _switch(
+    name: str, paused: bool, reason: str | None, by: str | None, database_url: DatabaseUrl, data_dir: DataDir
+) -> None:
+    async def body() -> bool:
+        async with database(database_url, data_dir) as connection:
+            return await pause_device(connection, name, paused, reason, actor=actor(by))
+
+    changed = run(body())
+    out.out(f"{name}: {'' if changed else 'already '}{'paused' if paused else 'not paused'}")
+
+
+def _paused(row: dict[str, Any]) -> str:
+    if not row["paused"]:
+        return ""
+    return ", paused" + (f" ({row['pause_reason']})" if row["pause_reason"] else "")
 
 
 def _given(context: typer.Context) -> Device:

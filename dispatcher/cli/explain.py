@@ -36,6 +36,8 @@ class Facts:
     hour: timedelta
     catalogue: Catalogue
     enrolments: list[Row]
+    archived: list[Row]
+    """What is known of earlier enrolments that were archived, a row a sequence."""
     queued: bool
     """Whether changes of this lead wait for the enroller."""
     unsearched: set[str]
@@ -46,6 +48,12 @@ class Facts:
     """What operators did about the enrolments."""
     leader: str | None
     """Who leads at present."""
+    paused_since: datetime | None
+    """Since when everything is paused."""
+    pause: Row | None
+    """The lead's own, while it lasts."""
+    late_steps: list[Row]
+    """What was skipped or moved because it was too late."""
 
     def at(self, moment: datetime) -> str:
         """A moment for people."""
@@ -78,7 +86,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
     id_ = int(digits) if which.isdigit() and len(digits) < 19 else None
     lead = await connection.fetchrow(sql["lead"], digits, id_)
     if not digits or lead is None:
-        raise InputError(f"lead {which!r}", "there is none with this phone or id", "write the phone as in leads.phone")
+        raise InputError(f"lead {which!r}", *await _why_nobody(connection, digits, id_))
     enrolments = await connection.fetch(sql["enrolments"], lead["id"])
     homes = {row["home_device_id"] for row in enrolments} | {lead["home_device_id"]}
     devices = {id_: await connection.fetchrow(sql["device"], id_) for id_ in homes if id_ is not None}
@@ -89,13 +97,30 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         hour=lead["hour"],
         catalogue=Catalogue.of(await read_sequences(connection)),
         enrolments=enrolments,
+        archived=await connection.fetch(statements("archive")["archived_of"], lead["id"]),
         queued=bool(await connection.fetchval(sql["queued"], lead["id"])),
         unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
         devices={id_: row for id_, row in devices.items() if row is not None},
         attempts=await connection.fetch(sql["attempts"], [row["id"] for row in enrolments]),
-        decisions=await connection.fetch(sql["decisions"], [f"enrolment {row['id']}" for row in enrolments]),
+        decisions=await connection.fetch(
+            sql["decisions"], [f"lead {lead['id']}", *(f"enrolment {row['id']}" for row in enrolments)]
+        ),
         leader=leader["holder"] if leader and leader["alive"] else None,
+        paused_since=await connection.fetchval(sql["paused_since"]),
+        pause=await connection.fetchrow(sql["pause"], lead["id"]),
+        late_steps=await connection.fetch(sql["late_steps"], [row["id"] for row in enrolments]),
     )
+
+
+async def _why_nobody(connection: asyncpg.Connection, digits: str, id_: int | None) -> tuple[str, str]:
+    """What is known where there is no lead, and what to do."""
+    sql, nobody = statements("explain"), "there is none with this phone or id"
+    for row in await connection.fetch(sql["decisions"], [f"lead {id_}"]):
+        return f"it was deleted {row['at']:%Y-%m-%d %H:%M:%SZ} by {row['actor']}", "nothing personal is left of it"
+    for row in await connection.fetch(sql["suppressed"], digits):
+        why = row["reason"] or "its lead had opted out, and was deleted"
+        return f"{nobody}; the number is suppressed: {why}", "see: dripline suppressions list"
+    return nobody, "write the phone as in leads.phone"
 
 
 def show(facts: Facts) -> None:
@@ -103,6 +128,8 @@ def show(facts: Facts) -> None:
     _say(f"Lead {facts.lead['id']}: {', '.join(_describe(facts))}")
     if facts.leader is None:
         _say("Nothing is sent at present: no engine is running.")
+    if facts.paused_since is not None:
+        _say(f"Nothing is sent at present: everything is paused since {facts.at(facts.paused_since)}.")
     _heading("Triggers on the lead")
     tokens = parse(facts.lead["trigger"])
     for token in tokens:
@@ -113,7 +140,10 @@ def show(facts: Facts) -> None:
     for row in facts.enrolments:
         name = _sequence_name(facts, row["sequence_id"])
         _say(f"{name}, entered by {row['entry_trigger']} {facts.at(row['enrolled_at'])}: {why_enrolment(facts, row)}")
-    if not facts.enrolments:
+    for row in facts.archived:
+        name, many = _sequence_name(facts, row["sequence_id"]), row["enrolments"]
+        _say(f"{name}: {many} earlier, archived; the last one finished {facts.at(row['finished_at'])}")
+    if not facts.enrolments and not facts.archived:
         _say("none, never")
     _heading("Devices")
     for device in facts.devices.values():
@@ -122,7 +152,7 @@ def show(facts: Facts) -> None:
         _say("none yet: a home device is chosen with the first enrolment")
     _heading("Last attempts")
     show_table(
-        ("slot", "step", "attempt", "device", "outcome", "error"),
+        ("slot", "step", "attempt", "device", "outcome", "error", "receipt"),
         [
             (
                 f"{row['reserved_at']:%Y-%m-%d %H:%M:%S}",
@@ -131,12 +161,18 @@ def show(facts: Facts) -> None:
                 row["device"] or "removed",
                 row["outcome"].replace("_", " "),
                 row["error"] or "",
+                _receipt(row),
             )
             for row in facts.attempts
         ],
     )
     if not facts.attempts:
         _say("none")
+    if facts.late_steps:
+        _heading("Too late to be sent")
+    for row in facts.late_steps:
+        became = "skipped" if row["shifted_to"] is None else f"moved to {row['shifted_to']:%Y-%m-%d %H:%M:%S} UTC"
+        _say(f"{row['step_trigger']}, due {row['due_at']:%Y-%m-%d %H:%M:%S} UTC: {became} {facts.at(row['at'])}")
     if facts.decisions:
         _heading("Operators")
     for row in facts.decisions:
@@ -161,7 +197,8 @@ def why_trigger(facts: Facts, token: str) -> str:
             f"{opens}, but stayed on the lead after that enrolment {kept['status']}: it enrols again once it has"
             " been taken off and set anew"
         )
-    if mine and (refused := _reentry(facts, sequence, mine)):
+    earlier = [*mine, *(row for row in facts.archived if row["sequence_id"] == sequence.id)]
+    if earlier and (refused := _reentry(facts, sequence, earlier)):
         return f"{opens}, but {refused}"
     if facts.queued or token in facts.unsearched:
         return f"{opens}, waits for the enroller"
@@ -218,6 +255,11 @@ def _why_waiting(facts: Facts, row: Row) -> str:
     if (stands := facts.catalogue.step.get(step)) is not None and stands.paused is not None:
         advice = f"put it right, then: dripline sequences resume-step {step}"
         return f"waiting for {step}; held, because the step is paused: {stands.paused} - {advice}"
+    if facts.pause is not None:
+        until = f" until {facts.at(facts.pause['until'])}" if facts.pause["until"] else ""
+        why = f": {facts.pause['reason']}" if facts.pause["reason"] else ""
+        since = facts.at(facts.pause["since"])
+        return f"waiting for {step}; the lead is paused since {since}{until}{why} (due {facts.at(due)})"
     if opens := _opens(facts, sequence, due):
         return f"waiting for {step}; waits for the send window, {opens}, then from {home}"
     if due > facts.now:
@@ -249,6 +291,9 @@ def _opens(facts: Facts, sequence: Sequence | None, due: datetime) -> str | None
 
 def _limit(device: Row) -> str | None:
     """What keeps a device from sending now; None when nothing does."""
+    if device["paused"]:
+        why = f" ({device['pause_reason']})" if device["pause_reason"] else ""
+        return f"is paused since {device['paused_since']:%Y-%m-%d %H:%M:%S} UTC{why}"
     if device["health"] != "available":
         return f"is {device['health']}"
     if device["account_rests"]:
@@ -282,6 +327,7 @@ def _describe(facts: Facts) -> list[str]:
     found += [f"{name} {lead[name]}" for name in ("name", "niche", "time_zone") if lead[name]]
     found += [f"opted in {facts.at(lead['opted_in_at'])}"] if lead["opted_in_at"] else []
     found += [f"OPTED OUT {facts.at(lead['opted_out_at'])}"] if lead["opted_out_at"] else []
+    found += [f"ON THE SUPPRESSION LIST: {lead['suppressed']}"] if lead["suppressed"] else []
     return [text.replace("time_zone", "time zone") for text in found]
 
 
@@ -304,6 +350,13 @@ def _put_off(row: Row) -> str:
 def _detail(detail: str) -> str:
     """A decision's detail, which is JSON, for people."""
     return ", ".join(f"{name} {value}" for name, value in json.loads(detail).items())
+
+
+def _receipt(row: Row) -> str:
+    """What gateways told of an attempt since it left."""
+    moments = {"delivered": row["delivered_at"], "read": row["read_at"], "failed": row["failed_at"]}
+    told = [f"{name} {moment:%Y-%m-%d %H:%M:%S}" for name, moment in moments.items() if moment]
+    return ", ".join(told) + (f" ({row['failure']})" if row["failure"] else "")
 
 
 def _heading(text: str) -> None:

@@ -82,10 +82,10 @@ def import_leads(
             rejects_file = Path(f"{file}.rejects.csv")
 
         async def body(rejects: RejectsFile | None) -> Counts:
-            stop = _stop_on_interrupt()
+            stop = stop_on_interrupt()
             async with database(database_url, data_dir) as connection:
                 write = (lambda record, reason: None) if rejects is None else rejects.write
-                with _Progress(opened) as progress:
+                with FileProgress(opened) as progress:
                     leads = LeadImport(connection, reader, dry_run=dry_run, on_reject=write)
                     return await leads.run(opened, stopped=stop.is_set, on_progress=progress.show)
 
@@ -102,7 +102,7 @@ def import_leads(
         raise typer.Exit(INTERRUPTED)
 
 
-def _stop_on_interrupt() -> asyncio.Event:
+def stop_on_interrupt() -> asyncio.Event:
     """Set by the first Ctrl-C, so that the chunk in hand is committed and counted; the second one interrupts."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -114,7 +114,7 @@ def _stop_on_interrupt() -> asyncio.Event:
     return stop
 
 
-class _Progress:
+class FileProgress:
     """A bar over the bytes of the file once it takes longer than a second; plain lines where no terminal is."""
 
     def __init__(self, file: CsvFile) -> None:

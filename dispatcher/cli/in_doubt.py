@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated, Any, Final
 
 import asyncpg
@@ -14,6 +13,7 @@ from dispatcher.cli.common import (
     DatabaseUrl,
     DataDir,
     actor,
+    confirm,
     database,
     err,
     moment_us,
@@ -136,7 +136,7 @@ def resolve_(
             which = await _which(connection, named or None, sequence, older_than)
             found, under_way = await count_in_doubt(connection, which)
             if not named and found > under_way and not yes:
-                _confirm(f"{found - under_way:,} enrolments as {word.value}?")
+                confirm("in-doubt resolve", f"{found - under_way:,} enrolments as {word.value}?")
             catalogue = Catalogue.of(await read_sequences(connection))
             resolved = await _resolve(connection, which, word, catalogue, found, actor(by), due_us)
             left = await list_in_doubt(connection, which, rows=len(named) or 1)
@@ -186,12 +186,6 @@ async def _which(
 ) -> Which:
     id_ = None if sequence is None else (await find_sequence(connection, sequence)).id
     return Which(enrolments, id_, older_than_h)
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise InputError("in-doubt resolve", f"{question} Nobody can be asked here", "give --yes")
-    typer.confirm(question, abort=True)
 
 
 def _short(text: str | None) -> str | None:

@@ -11,6 +11,7 @@ import asyncpg
 import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
+from dispatcher.intake.pauses import list_paused
 from dispatcher.intake.unmatched import find_unmatched
 from dispatcher.store.statements import statements
 
@@ -36,6 +37,12 @@ class Standing:
     due: int
     paused_steps: list[dict[str, Any]]
     """Steps that wait for somebody to put right what a gateway refused."""
+    paused: list[dict[str, Any]]
+    """The fleet, sequences, devices, and leads together: since when, until when, and why."""
+    skipped: int
+    """Steps passed over because they were too late."""
+    shifted: int
+    """Steps moved to a later day because they were too late."""
     leased: int
     stuck: int
     """Leased for more than the seed's 5 minutes."""
@@ -52,6 +59,8 @@ class Standing:
     """Entries whose leads are still being looked for."""
     unmatched_triggers: int
     unmatched_leads: int
+    archived: list[dict[str, Any]]
+    """Enrolments and attempts that have left the database, by kind."""
 
 
 @app.command(name="status", epilog="Example: dripline status --json")
@@ -81,10 +90,12 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
     sequences = _rows(await connection.fetch(sql["enrolments"]))
     leases = await connection.fetchrow(sql["leases"])
     retries = await connection.fetchrow(sql["retries"])
+    late = await connection.fetchrow(sql["late_steps"])
     unmatched = await find_unmatched(connection)
     assert stamp is not None
     assert leases is not None
     assert retries is not None
+    assert late is not None
     return Standing(
         kind=stamp["kind"],
         hour_s=stamp["hour_s"],
@@ -95,6 +106,9 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
         sequences=sequences,
         due=sum(row["due"] for row in sequences),
         paused_steps=_rows(await connection.fetch(sql["paused_steps"])),
+        paused=await list_paused(connection),
+        skipped=late["skipped"],
+        shifted=late["shifted"],
         leased=leases["leased"],
         stuck=leases["stuck"],
         held=sum(row["held"] for row in sequences),
@@ -107,6 +121,7 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
         searches=_rows(await connection.fetch(sql["searches"])),
         unmatched_triggers=len({each.trigger for each in unmatched}),
         unmatched_leads=sum(each.leads for each in unmatched),
+        archived=_rows(await connection.fetch(statements("archive")["archived"])),
     )
 
 
@@ -125,11 +140,15 @@ def show(standing: Standing) -> None:
         text = f"step {row['trigger']} ({row['sequence']}): {row['cause']}"
         _line("paused", f"{text} - put it right, then: dripline sequences resume-step", "yellow")
     _heading("sending")
+    for row in standing.paused:
+        _line("paused", _paused(row, standing.now), "yellow")
     _line("due now", f"{standing.due:,}")
     _line("leased", f"{standing.leased:,}")
     _line("stuck", f"{standing.stuck:,} leased for more than 5 minutes", "red" if standing.stuck else "")
-    _line("held", f"{standing.held:,} of paused or broken sequences")
+    _line("held", f"{standing.held:,} of paused or broken sequences, or of paused leads")
     _line("in doubt", f"{standing.in_doubt:,} sent or not: unknown", "yellow" if standing.in_doubt else "")
+    if standing.skipped or standing.shifted:
+        _line("too late", f"{standing.skipped:,} steps skipped, {standing.shifted:,} moved to a later day")
     worst = f", {standing.most_retries} tries at most" if standing.retrying else ""
     _line("retrying", f"{standing.retrying:,}{worst}", "yellow" if standing.retrying else "")
     _heading("devices")
@@ -157,6 +176,12 @@ def show(standing: Standing) -> None:
         _line("unmatched", f"{text} - see: dripline leads unmatched", "yellow")
     else:
         _line("unmatched", "none: every trigger on a lead enrols it")
+    if standing.archived:
+        _heading("archive")
+    for row in standing.archived:
+        what = "enrolments finished" if row["kind"] == "enrolments" else "attempts"
+        text = f"{row['rows']:,} {what} until {row['last_at']:%Y-%m-%d}, {row['files']:,} files"
+        _line("archived", f"{text}, the last ones in {row['directory']}")
 
 
 def _engine(standing: Standing) -> str:
@@ -188,6 +213,14 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _paused(row: dict[str, Any], now: datetime) -> str:
+    names = {"fleet": "the whole fleet", "leads": f"{row['count']:,} leads"}
+    what = names.get(row["what"], f"{row['what']} {row['name']}")
+    since = "" if row["since"] is None else f" since {row['since']:%Y-%m-%d %H:%M:%S %Z} ({ahead(row['since'], now)})"
+    until = "" if row["until"] is None else f", the first until {row['until']:%Y-%m-%d %H:%M:%S %Z}"
+    return f"{what}{since}{until}{': ' + row['reason'] if row['reason'] else ''}"
 
 
 def _health(row: dict[str, Any]) -> str:

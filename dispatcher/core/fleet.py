@@ -10,12 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
+from dispatcher.core.breaker import LEFT_AFTER
 
 GatewayKind = Literal["http", "whatsapp"]
 """What a gateway speaks: the generic HTTP contract, or the official WhatsApp Cloud API."""
 
 GRAPH_URL: Final = "https://graph.facebook.com/v23.0"
 """Where the WhatsApp Cloud API stands, with its version, unless a device's ``gateway_url`` says otherwise."""
+
+
+def is_left(health: str, cause: str | None, trips: int) -> bool:
+    """Whether what waits for a device of this health moves to others."""
+    if health != "quarantined":
+        return health != "available"
+    return trips >= LEFT_AFTER if cause == "failures" else cause != "quality"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +63,14 @@ class Fleet(Columns):
     in_flight_max: Int32s
     min_gap_s: NDArray[np.float64]
     available: NDArray[np.bool_]
-    """False for draining, quarantined and offline devices, and in production for those without a gateway."""
+    """False for draining, quarantined, offline and retired devices, and in production for those without a gateway."""
     left: NDArray[np.bool_]
-    """True for devices whose waiting enrolments move elsewhere: draining, offline, quarantined - but never because of a
-    quality signal, which shifts no load onto other numbers."""
+    """True for devices whose waiting enrolments move elsewhere: draining, offline, retired, quarantined - because of
+    failures only after many tries, and never because of a quality signal, which shifts no load onto other numbers."""
+    trips: Int32s
+    """How often in a row the device's breaker has opened; 0 where it is closed."""
+    probe_us: Int64s
+    """From when on a message may try a device with an open breaker; 0 where it is closed."""
     idempotent: NDArray[np.bool_]
     """Whether the gateway honours idempotency keys."""
     device_id: list[UUID]
@@ -67,6 +79,11 @@ class Fleet(Columns):
     gateway_token: list[str | None]
     terms: list[Terms] | None = None
     """None: the generic contract everywhere, and no account that devices share."""
+
+    @property
+    def sends(self) -> NDArray[np.bool_]:
+        """Devices that may send: the available ones, and, one message at a time, those with an open breaker."""
+        return self.available | (self.trips > 0)
 
     def of_shard(self, shard: int) -> Fleet:
         """The devices that ``shard`` owns."""

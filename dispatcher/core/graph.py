@@ -32,6 +32,7 @@ _NAMES_SHOWN: Final = 20
 
 Reentry = Literal["after_exit", "never", "after_interval"]
 SenderPolicy = Literal["prefer", "strict", "any"]
+WhenLate = Literal["skip", "shift"]
 
 
 class Template(NamedTuple):
@@ -81,6 +82,10 @@ class Sequence:
     trigger_prefix: str | None = None
     send_window: Window | None = None
     """When its messages may leave; None: at any time."""
+    max_lateness_h: float | None = None
+    """How many hours after it was due a message may leave; None: however late."""
+    when_late: WhenLate | None = None
+    """What becomes of one that is later: its step is skipped, or moved to the same time of a later day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,9 @@ def findings(sequence: Sequence) -> Iterator[_Finding]:
         return
     if sequence.send_window is not None:
         yield from _window_findings(sequence.send_window)
+    if sequence.max_lateness_h is not None and sequence.max_lateness_h <= 0:
+        problem = f"its max_lateness is {sequence.max_lateness_h:g} hours"
+        yield _Finding(None, problem, "write one such as 12h; without any, messages leave however late")
     for trigger, times in Counter(step.trigger for step in sequence.steps).items():
         if times > 1:
             yield _Finding(trigger, f"{times} steps have this trigger", "give every step a trigger of its own")
@@ -251,6 +259,10 @@ class Catalogue:
     """Those of all sound sequences that have one."""
     window: Indices = field(compare=False)
     """Which of ``windows`` holds for a step; -1 for none."""
+    limits_lateness: bool
+    """Whether any sequence does."""
+    max_lateness_h: NDArray[np.float64] = field(compare=False)
+    """By step; infinite where messages leave however late."""
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> Self:
@@ -280,6 +292,7 @@ class Catalogue:
         following = [each.next_trigger for each in step.values()]
         windows = {id_: row.send_window for id_, row in by_id.items() if row.send_window and id_ not in broken}
         number = {id_: place for place, id_ in enumerate(windows)}
+        limits = [np.inf if owner.max_lateness_h is None else owner.max_lateness_h for owner in sequence_of.values()]
         return cls(
             sequences=by_id,
             problems=broken,
@@ -294,6 +307,8 @@ class Catalogue:
             delay_h=np.array([float(each.delay_h) for each in step.values()]),
             windows=list(windows.values()),
             window=np.array([*(number.get(owner.id or 0, -1) for owner in sequence_of.values()), -1], np.intp),
+            limits_lateness=bool(np.isfinite(limits).any()),
+            max_lateness_h=np.array([*limits, np.inf]),
         )
 
     @property

@@ -40,6 +40,8 @@ class Device(BaseModel):
     min_gap_s: Annotated[float, Field(ge=0, le=_LONGEST_GAP_S, allow_inf_nan=False)] | None = None
     health: Health | None = None
     health_cause: str | None = None
+    ramp_per_day: Count | None = None
+    ramp_growth: Annotated[float, Field(gt=1, le=100, allow_inf_nan=False)] | None = None
     gateway_kind: GatewayKind | None = None
     gateway_phone_number_id: Annotated[str, StringConstraints(pattern=r"^[0-9]+$", max_length=64)] | None = None
     gateway_account: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
@@ -98,8 +100,8 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
     """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed.
 
     Raises:
-        InputError: its phone is another device's: the limits of a number would hold twice. Or it speaks to the
-            WhatsApp Cloud API, and nobody has said as which number.
+        InputError: its phone is another device's: the limits of a number would hold twice. Or it is retired, or speaks
+            to the WhatsApp Cloud API and nobody has said as which number.
     """
     if given.gateway_kind == "whatsapp":
         given = await _whatsapp(connection, given)
@@ -109,9 +111,13 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
             raise InputError(
                 f"device {given.name!r}", f"phone {given.phone} is that of device {other!r}", "give it its own"
             )
-    created: bool | None = await connection.fetchval(
-        statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)
-    )
+    try:
+        created: bool | None = await connection.fetchval(
+            statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)
+        )
+    except asyncpg.RaiseError:
+        problem = f"device {given.name!r}", "it is retired, for good", "add a new one of another name"
+        raise InputError(*problem) from None
     return created
 
 
@@ -151,6 +157,61 @@ async def change_device(connection: asyncpg.Connection, given: Device) -> bool:
         if created:
             raise InputError(subject, "there is none", "see: dripline devices list")
         return created is False
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """What has not left a device yet."""
+
+    active: int
+    in_doubt: int
+
+    @property
+    def live(self) -> int:
+        """Enrolments that call it home."""
+        return self.active + self.in_doubt
+
+
+async def drain_device(connection: asyncpg.Connection, name: str, cause: str | None) -> Remaining:
+    """Have what waits for the device move to others; returns what has not yet.
+
+    Raises:
+        InputError: there is none of this name, or it is retired.
+    """
+    remaining = await _remaining(connection, name)
+    if remaining is None:
+        raise InputError(f"device {name!r}", "it is retired, for good", "add a new one: dripline devices add")
+    await connection.execute(statements("intake")["drain"], name, cause)
+    return remaining
+
+
+async def retire_device(connection: asyncpg.Connection, name: str, cause: str | None) -> Remaining | None:
+    """Close a device for good, once nothing is left on it; its history stays.
+
+    Returns what still has to leave it, draining meanwhile; None when it is retired.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    remaining = await _remaining(connection, name)
+    if remaining is None:
+        return None
+    await connection.execute(statements("intake")["drain"], name, cause)
+    if remaining.live:
+        return remaining
+    try:
+        await connection.execute(statements("intake")["retire"], name)
+    except asyncpg.RaiseError:  # something has come to it since
+        return await _remaining(connection, name)
+    return None
+
+
+async def _remaining(connection: asyncpg.Connection, name: str) -> Remaining | None:
+    """What has not left the device; None when it is retired."""
+    row = await connection.fetchrow(statements("intake")["remaining"], name)
+    if row is None:
+        raise InputError(f"device {name!r}", "there is none", "see: dripline devices list")
+    return None if row["health"] == "retired" else Remaining(row["active"], row["in_doubt"])
 
 
 async def list_devices(connection: asyncpg.Connection) -> list[dict[str, Any]]:

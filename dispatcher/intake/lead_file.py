@@ -126,7 +126,7 @@ class LeadReader:
             niche,
             self._tags if trigger is None else _merged(self._tags, triggers.parse(trigger)) or None,
             zone,
-            None if opted_in_at is None else _moment(opted_in_at),
+            None if opted_in_at is None else read_moment(opted_in_at, NO_MOMENT),
             {key: value for key, position in self._attributes if (value := cells[position]) is not None},
         )
 
@@ -146,13 +146,17 @@ def _attribute(name: str) -> str:
     return attribute
 
 
-def _moment(text: str) -> datetime:
-    """``text`` as an aware moment; without an offset it is UTC."""
+def read_moment(text: str, reason: str) -> datetime:
+    """``text`` as an aware moment; without an offset it is UTC.
+
+    Raises:
+        RejectedError: it is none, for this reason.
+    """
     try:
         moment = datetime.fromisoformat(text)
         return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise RejectedError(NO_MOMENT) from None
+        raise RejectedError(reason) from None
 
 
 @cache

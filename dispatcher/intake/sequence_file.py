@@ -8,6 +8,8 @@
           - {trigger: fitness_start, day: 1, text: Welcome to fitness!}
           - {trigger: fitness_day2, day: 2, text: Day 2 workout}
 
+``max_lateness: {after: 12h, then: skip}`` says what becomes of what could not leave in time: ``send`` all the same,
+``skip`` the step, or ``shift`` it to the same time of a later day.
 ``send_window`` goes by the clock of the lead, in its own time zone or, where that is unknown, the one given.
 Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
 sequence there); without ``entry`` anywhere, the first step is the entry. ``template: {name: welcome, language: en,
@@ -26,7 +28,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
-from dispatcher.core.graph import SenderPolicy, Sequence, Step, Template, check
+from dispatcher.core.graph import SenderPolicy, Sequence, Step, Template, WhenLate, check
 from dispatcher.core.windows import DAYS, Window
 from dispatcher.errors import GraphError, InputError
 from dispatcher.intake.yaml_file import Finding, YamlFile, read
@@ -71,7 +73,7 @@ class StepEntry(_Model):
 
 
 class After(_Model):
-    """Re-entry once this much time has passed: ``720h`` or ``30d``."""
+    """Once this much time has passed: ``720h`` or ``30d``."""
 
     after: Annotated[str, StringConstraints(pattern=rf"^{_INTERVAL.pattern}$")]
 
@@ -81,6 +83,17 @@ class After(_Model):
         match = _INTERVAL.fullmatch(self.after)
         assert match is not None, "the pattern was checked"
         return float(match[1]) * _UNIT_H[match[2]]
+
+
+class MaxLateness(After):
+    """How long after it was due a message may leave, and what becomes of one that is later."""
+
+    then: Literal["send", "skip", "shift"]
+
+    @property
+    def when_late(self) -> WhenLate | None:
+        """None: it leaves all the same."""
+        return None if self.then == "send" else self.then
 
 
 def _clock(value: object) -> time:
@@ -119,11 +132,13 @@ class SequenceEntry(_Model):
     sender_policy: SenderPolicy = "prefer"
     requires_opt_in: bool = False
     send_window: SendWindow | None = None
+    max_lateness: MaxLateness | None = None
     steps: list[StepEntry]
 
     def sequence(self) -> Sequence:
         """The sequence that is meant."""
         entry_is_marked = any(step.entry is not None for step in self.steps)
+        limit = self.max_lateness if self.max_lateness and self.max_lateness.when_late else None
         following = [*(step.trigger for step in self.steps[1:]), None]
         return Sequence(
             id=None,
@@ -148,6 +163,8 @@ class SequenceEntry(_Model):
             requires_opt_in=self.requires_opt_in,
             trigger_prefix=self.trigger_prefix,
             send_window=None if self.send_window is None else self.send_window.window(),
+            max_lateness_h=None if limit is None else limit.hours,
+            when_late=None if limit is None else limit.when_late,
         )
 
 

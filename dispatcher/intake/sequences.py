@@ -145,6 +145,8 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
         wanted.sender_policy,
         wanted.requires_opt_in,
         *((None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)),
+        wanted.max_lateness_h,
+        wanted.when_late,
     )
     if stored is None:
         id_ = await connection.fetchval(sql["insert_sequence"], *row)

@@ -9,5 +9,6 @@ session       named statements on a pool; what passes by itself is told from bug
 seats         leadership and epochs
 registry      sequences and devices, cached by version
 columns       numpy columns as PostgreSQL's binary arrays
+receipts      what gateways tell afterwards
 coordinator_store, shard_store    what the two services ask
 """

@@ -21,6 +21,7 @@ from dispatcher.store import arrays
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.columns import int32s, int64s, moments
 from dispatcher.store.connect import LOCK_TIMEOUT_S
+from dispatcher.store.erasure import sweep
 from dispatcher.store.registry import read_catalogue, read_fleet, read_versions
 from dispatcher.store.seats import PostgresSeat
 from dispatcher.store.session import Session
@@ -82,11 +83,16 @@ class PostgresCoordinatorStore:
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up.
+        Records of hand-overs older than ``kept_us`` are given up, what was written about erased leads since, and pauses
+        of leads that are over; ramps of devices grow.
         """
         async with self._session.transaction() as connection:
             await connection.execute(statements("catalogue")["one_at_a_time"])
+            await connection.execute(statements("catalogue")["forget_pauses"], now_us)
             await connection.execute(statements("catalogue")["forget_handovers"], now_us - kept_us)
+            await sweep(connection)
+            if await connection.fetchval(statements("catalogue")["ramps_to_grow"], now_us):
+                await connection.execute(statements("catalogue")["grow_ramps"], now_us)
             return int(await connection.fetchval(statements("catalogue")["make_partitions"], now_us, days_ahead))
 
     # Enrolment -----------------------------------------------------------------------------------------------
@@ -220,9 +226,9 @@ class PostgresCoordinatorStore:
         """Take up to ``rows`` enrolments that wait at a step out of the claim's index."""
         return await self._session.changed("hold_step", step, rows)
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back."""
-        return await self._session.changed("unhold", sequence, rows)
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads and at steps that are paused."""
+        return await self._session.changed("unhold", sequence, rows, now_us)
 
     async def held_sequences(self) -> list[int]:
         """Sequences with held enrolments."""

@@ -1,13 +1,14 @@
-"""An operator's word about attempts in doubt, written as the answer that never came."""
+"""A word about attempts in doubt - an operator's, or a receipt's - written as the answer that never came."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from typing import Any, Final, cast
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, cast
 
 import asyncpg
 import numpy as np
@@ -27,7 +28,7 @@ _NO_LEASE: Final = 0
 
 
 class Word(StrEnum):
-    """What an operator knows of the attempts in doubt of a visit."""
+    """What is known of the attempts in doubt of a visit."""
 
     ACCEPTED = "accepted"
     NOT_SENT = "not-sent"
@@ -41,6 +42,17 @@ class Which:
     sequence: int | None = None
     older_than_h: float | None = None
     """Hours, of this installation's length, since the last hand-over in doubt."""
+
+
+class Told(NamedTuple):
+    """What a gateway told of a message."""
+
+    at_us: int
+    """When it had it at latest."""
+    message_id: str | None
+
+
+_NOTHING_TOLD: Final[Mapping[int, Told]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,7 @@ async def resolve(
     due_us: int | None = None,
     after: int = 0,
     rows: int = PAGE_ROWS,
+    told: Mapping[int, Told] = _NOTHING_TOLD,
 ) -> Resolved:
     """Settle one page of enrolments in doubt, in one transaction, with an entry of the operators' log for each.
 
@@ -94,8 +107,9 @@ async def resolve(
     Args:
         catalogue: where an accepted message leads.
         actor: whose word it is.
-        due_us: accepted: when the next step is due; None is the attempt's slot and the step's delay.
+        due_us: accepted: when the next step is due; None is the step's delay after the slot, or what was told.
         after: id after which the page begins.
+        told: accepted: what gateways told, by enrolment.
     """
     async with connection.transaction():
         page = await list_in_doubt(connection, which, after=after, rows=rows)
@@ -107,7 +121,7 @@ async def resolve(
         clock = await connection.fetchrow(statements("in_doubt")["clock"])
         assert clock is not None
         if attempts:
-            ends = _ends(attempts, word, catalogue, clock["now_us"], clock["hour_us"], due_us)
+            ends = _ends(attempts, word, catalogue, clock["now_us"], clock["hour_us"], due_us, told)
             await arrays.announce(connection)
             await write_ends(cast(Connection, connection), ends, clock["now_us"], epoch=0, deadline_us=0)
             await _log(connection, attempts, word, actor)
@@ -139,6 +153,7 @@ def _ends(
     now_us: int,
     hour_us: int,
     due_us: int | None,
+    told: Mapping[int, Told],
 ) -> Ends:
     """The ends of these attempts as if their answers had come: of an accepted visit, its earliest unknown one."""
     accepted = word is Word.ACCEPTED
@@ -146,11 +161,13 @@ def _ends(
         attempts = [next(group) for _, group in groupby(attempts, key=lambda row: row["enrolment"])]
     count = len(attempts)
     slot_us = np.array([row["slot_us"] for row in attempts], np.int64)
+    at_us = np.array([_accepted_us(row, told.get(row["enrolment"])) for row in attempts], np.int64)
     next_trigger, delay_h = catalogue.advance(catalogue.indices([row["step"] for row in attempts]))
-    next_due_us = slot_us + np.rint(delay_h * hour_us).astype(np.int64)
+    next_due_us = at_us + np.rint(delay_h * hour_us).astype(np.int64)
     nothing: list[str | None] = [None] * count
+    enrolment = [row["enrolment"] for row in attempts]
     return Ends(
-        enrolment=np.array([row["enrolment"] for row in attempts], np.int64),
+        enrolment=np.array(enrolment, np.int64),
         token=np.full(count, _NO_LEASE, np.int64),
         lead=np.array([row["lead"] for row in attempts], np.int64),
         visit=np.array([row["visit"] for row in attempts], np.int32),
@@ -159,11 +176,11 @@ def _ends(
         device=np.array([row["device"] for row in attempts], np.int32),
         slot_us=slot_us,
         due_us=np.array([row["due_us"] for row in attempts], np.int64),
-        at_us=slot_us if accepted else np.full(count, now_us, np.int64),
+        at_us=at_us if accepted else np.full(count, now_us, np.int64),
         step=[row["step"] for row in attempts],
         key=[row["key"].bytes for row in attempts],
         outcome=["accepted" if accepted else "not_sent"] * count,
-        message_id=nothing,
+        message_id=[told[id_].message_id if id_ in told else None for id_ in enrolment] if accepted else nothing,
         error=nothing if accepted else [row["error"] for row in attempts],
         next_trigger=next_trigger,
         next_due_us=next_due_us if due_us is None else np.full(count, due_us, np.int64),
@@ -174,3 +191,9 @@ def _ends(
         text=nothing,
         media_url=nothing,
     )
+
+
+def _accepted_us(attempt: asyncpg.Record, told: Told | None) -> int:
+    """When an attempt was accepted: what was told comes after it arrived, and so does its deadline."""
+    slot_us: int = attempt["slot_us"]
+    return slot_us if told is None else max(slot_us, min(told.at_us, attempt["deadline_us"]))

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 
-from dispatcher.core.fleet import Fleet, Terms
+from dispatcher.core.fleet import Fleet, Terms, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step, Template
 from dispatcher.core.windows import DAYS, Window
 from dispatcher.ports import Versions
@@ -18,7 +18,7 @@ from dispatcher.store.statements import statements
 async def read_versions(session: Session) -> Versions:
     """The versions in force; cheap enough for every pass."""
     row = await session.row("versions")
-    return Versions(row["sequences"], row["devices"])
+    return Versions(row["sequences"], row["devices"], row["paused"])
 
 
 async def read_catalogue(session: Session) -> Catalogue:
@@ -64,14 +64,14 @@ def _sequence(row: dict[str, Any], steps: tuple[Step, ...]) -> Sequence:
     return Sequence(**row, steps=steps, send_window=window)
 
 
-async def read_fleet(session: Session) -> Fleet:
-    """All devices."""
-    return _fleet(await session.rows("devices"))
+async def read_fleet(session: Session, shard: int | None = None) -> Fleet:
+    """The devices of a shard; all if none is named."""
+    return _fleet(await session.rows("devices", shard))
 
 
 async def read_devices(connection: asyncpg.Connection) -> Fleet:
     """All devices, for a person's command."""
-    return _fleet(await connection.fetch(statements("catalogue")["devices"]))
+    return _fleet(await connection.fetch(statements("catalogue")["devices"], None))
 
 
 def _fleet(rows: list[asyncpg.Record]) -> Fleet:
@@ -86,11 +86,13 @@ def _fleet(rows: list[asyncpg.Record]) -> Fleet:
         available=np.array(column.get("available", []), np.bool_),
         left=np.array(
             [
-                health in ("draining", "offline") or (health == "quarantined" and cause != "quality")
-                for health, cause in zip(column.get("health", []), column.get("health_cause", []), strict=True)
+                is_left(*device)
+                for device in zip(*(column.get(name, []) for name in ("health", "health_cause", "trips")), strict=True)
             ],
             np.bool_,
         ),
+        trips=np.array(column.get("trips", []), np.int32),
+        probe_us=np.array(column.get("probe_us", []), np.int64),
         idempotent=np.array(column.get("gateway_idempotent", []), np.bool_),
         device_id=column.get("id", []),
         name=column.get("name", []),

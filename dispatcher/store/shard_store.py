@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
+from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.ports import Versions
 from dispatcher.store import arrays
@@ -53,7 +55,7 @@ class PostgresShardStore:
 
     async def fleet(self) -> Fleet:
         """The shard's devices."""
-        return (await read_fleet(self._session)).of_shard(self.shard)
+        return await read_fleet(self._session, self.shard)
 
     async def usage(self, since_us: int) -> list[Usage]:
         """Everything reserved after ``since_us``, from ledger and leases in one snapshot."""
@@ -128,6 +130,36 @@ class PostgresShardStore:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
         return await self._session.changed("postpone", self.shard, now_us, json.dumps(openings), rows)
 
+    async def late(self, before_us: Mapping[int, int], rows: int) -> Late:
+        """Up to ``rows`` waiting enrolments of the shard's devices that were due before this, by sequence."""
+        found = await self._session.rows("late", self.shard, json.dumps(before_us), max(before_us.values()), rows)
+        return Late(
+            enrolment=np.array([row["id"] for row in found], np.int64),
+            visit=np.array([row["visit"] for row in found], np.int32),
+            generation=np.array([row["generation"] for row in found], np.int32),
+            device=np.array([row["device"] for row in found], np.int32),
+            due_us=np.array([row["due_us"] for row in found], np.int64),
+            step=[row["step"] for row in found],
+            time_zone=[row["time_zone"] for row in found],
+        )
+
+    async def move_late(self, moves: LateMoves, now_us: int) -> int:
+        """Skip or shift enrolments that wait as they did, around what somebody holds; each is written down."""
+        late = moves.late
+        return int(
+            await self._session.value(
+                "move_late",
+                late.enrolment.tolist(),
+                late.visit.tolist(),
+                late.generation.tolist(),
+                late.due_us.tolist(),
+                moves.skipped.tolist(),
+                moves.next_trigger,
+                moves.next_due_us.tolist(),
+                now_us,
+            )
+        )
+
     async def give_back(
         self,
         enrolment: Int64s,
@@ -147,3 +179,9 @@ class PostgresShardStore:
         """Write ends of attempts, ledger and progress, in one transaction. Safe to repeat after a lost answer."""
         async with self._session.transaction() as connection:
             await write_ends(connection, ends, now_us, epoch=epoch, deadline_us=deadline_us)
+
+    async def set_breakers(self, turned: Turned) -> int:
+        """Write how devices' breakers stand: quarantined until a message may try, or, without trips, available."""
+        return await self._session.changed(
+            "set_breakers", turned.device.tolist(), turned.trips.tolist(), turned.probe_us.tolist()
+        )

@@ -52,9 +52,22 @@ class Engine:
             await asyncio.sleep(_PAUSE_S)
         self._watch = asyncio.create_task(self._keep_running())
 
+    @property
+    def pid(self) -> int:
+        """Of its process at present."""
+        return self._process.pid
+
     def kill(self) -> None:
         """``kill -9``; it is started again."""
         self._process.kill()
+
+    async def end_once(self) -> bool:
+        """SIGTERM; it drains, ends, and is started again. Returns whether that was seen."""
+        before, give_up_s = self.starts, time.monotonic() + _END_S
+        self._process.send_signal(signal.SIGTERM)
+        while self.starts == before and time.monotonic() < give_up_s:
+            await asyncio.sleep(_PAUSE_S)
+        return self.starts > before
 
     async def end(self) -> int:
         """SIGTERM, and wait for the drain; returns the exit status, -9 when it had to be killed."""

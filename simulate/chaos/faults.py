@@ -77,6 +77,11 @@ async def kill_run(stage: Stage, _rng: Random) -> bool:
     return True
 
 
+async def end_run(stage: Stage, _rng: Random) -> bool:
+    """SIGTERM to ``dripline run``, as before an upgrade: it drains, ends, and is started again."""
+    return await stage.engine.end_once()
+
+
 async def kill_node(stage: Stage, _rng: Random) -> bool:
     """``kill -9`` of a raylet and all its actors; a new node joins."""
     async with stage.nodes_busy:
@@ -156,6 +161,7 @@ CUTS: Final = (
     Fault("shard killed", 6, kill("DeviceShard")),
     Fault("coordinator killed", 3, kill("Coordinator")),
     Fault("run killed", 1, kill_run),
+    Fault("run told to end", 1, end_run),
     Fault("node killed", 2, kill_node),
     Fault("database crashed", 2, crash_database),
     Fault("connections cut", 5, cut_connections),

@@ -22,6 +22,8 @@ SETTINGS: Final[Mapping[str, float]] = {
     "cycle_s": 3.0,
     "retry_base_s": 1.0,
     "retry_cap_s": 8.0,
+    "breaker_base_s": 0.5,
+    "breaker_cap_s": 4.0,
     "retry_limit": 200,
     "resend_limit": 200,
 }
@@ -38,6 +40,8 @@ class ChaosPlan:
     leads: int = 1500
     strikes: int = 30
     """Kills and cuts; half as many troubles that pass by themselves come on top."""
+    only: tuple[str, ...] = ()
+    """Faults that strike; all kinds if none is named."""
     shards: int = 3
     idempotent: bool = True
     """Whether the gateway honours keys."""

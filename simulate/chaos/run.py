@@ -88,7 +88,7 @@ class _Stormed:
 
 async def _through_storm(plan: ChaosPlan, stage: Stage, progress: Progress, screen: Screen) -> _Stormed:
     """Strike, calm down, wait until nothing is left to do, and end the engine."""
-    strikes = drawn(plan.seed, plan.strikes)
+    strikes = drawn(plan.seed, plan.strikes, plan.only)
     storm = Storm(stage, list(strikes), lambda: progress.share)
     watching = asyncio.create_task(_watch(stage, progress, screen))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -29,20 +29,26 @@ class Strike:
     seed: int
 
 
-def drawn(seed: int, cuts: int) -> list[Strike]:
+def drawn(seed: int, cuts: int, only: Collection[str] = ()) -> list[Strike]:
     """The storm of a seed: ``cuts`` kills and cuts and half as many troubles, earliest first.
 
     Every kind strikes if there is room; some strike in the same moment.
+
+    Args:
+        only: names of the kinds that may strike; all of them if empty.
     """
     rng = Random(seed)  # noqa: S311
-    faults = _mixed(rng, CUTS, cuts) + _mixed(rng, TROUBLES, cuts // 2)
+    may = [[kind for kind in kinds if not only or kind.name in only] for kinds in (CUTS, TROUBLES)]
+    faults = _mixed(rng, may[0], cuts) + _mixed(rng, may[1], cuts // 2)
     moments = [rng.uniform(FIRST, LAST) for _ in faults]
     return sorted((Strike(at, fault, rng.getrandbits(32)) for at, fault in zip(moments, faults, strict=True)),
                   key=lambda strike: strike.at)  # fmt: skip
 
 
 def _mixed(rng: Random, kinds: Sequence[Fault], count: int) -> list[Fault]:
-    """Each kind once as far as ``count`` goes, the rest by weight."""
+    """Each kind once as far as ``count`` goes, the rest by weight; none where there is no kind."""
+    if not kinds:
+        return []
     weights = [kind.weight for kind in kinds]
     chosen = rng.sample(kinds, min(count, len(kinds)))
     return chosen + rng.choices(kinds, weights, k=count - len(chosen))

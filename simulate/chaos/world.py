@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import asyncpg
+
 from dispatcher.core.graph import Catalogue
 from dispatcher.intake.sequences import apply
 from dispatcher.store.connect import connect
@@ -12,7 +14,7 @@ from dispatcher.store.migrate import migrate
 from dispatcher.store.registry import read_sequences
 from dispatcher.store.stamp import stamp
 from simulate.chaos.plan import SETTINGS, ChaosPlan
-from simulate.population import DeviceGroup, create_devices, create_leads
+from simulate.population import DeviceGroup, create_devices, create_leads, niche
 
 _LOOK_S: Final = 1.0
 _EXPECTED: Final = """
@@ -83,10 +85,11 @@ async def populate(plan: ChaosPlan, url: str, gateway_url: str) -> None:
 
 
 async def bring_leads(plan: ChaosPlan, url: str) -> Progress:
-    """Create the leads, whose enrolment is what sets everything going."""
+    """Create the leads and tag them, a statement a niche: their enrolment is what sets everything going."""
     connection = await connect(url, application_name="dripline population")
     try:
-        await create_leads(connection, plan.leads, plan.entries, plan.seed, lambda _: None)
+        await create_leads(connection, plan.leads, plan.entries, plan.seed, tagged=False)
+        await _tag(connection, plan.entries)
         catalogue = Catalogue.of(await read_sequences(connection))
         carried = {row["token"]: row["count"] for row in await connection.fetch(_EXPECTED)}
     finally:
@@ -94,6 +97,17 @@ async def bring_leads(plan: ChaosPlan, url: str) -> Progress:
     lengths = {entry: _length(catalogue, entry) for entry in carried}
     messages = sum(lengths[entry] * leads for entry, leads in carried.items())
     return Progress(lengths, messages, sum(carried.values()))
+
+
+async def _tag(connection: asyncpg.Connection, entries: list[str]) -> None:
+    """As people do it: all leads of a niche at once, and every tenth of them for another sequence too."""
+    for entry, other in zip(entries, [*entries[1:], entries[0]], strict=True):
+        await connection.execute("UPDATE leads SET trigger = $1 WHERE niche = $2", entry, niche(entry))
+        if other != entry:
+            both = f"{entry},{other}"
+            await connection.execute(
+                "UPDATE leads SET trigger = $1 WHERE niche = $2 AND id % 10 = 0", both, niche(entry)
+            )
 
 
 def _length(catalogue: Catalogue, entry: str) -> int:

@@ -43,7 +43,8 @@ class Violations:
     after_opt_out: int = 0
     """The last look began after an opt-out, a removed trigger or a pause had been seen."""
     outside_window: int = 0
-    """Arrived while the send window of its sequence was shut, by the clock on its lead's wall."""
+    """Arrived while the send window of its sequence was shut, by the clock on its lead's wall, or later than its
+    sequence allows."""
     lost: int = 0
     """Accepted but not in the ledger, in the ledger but never arrived, an enrolment that is not where its visits say, a
     lease that never ended, a trigger on or off the lead against rule 7, a lead never enrolled."""

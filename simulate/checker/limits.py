@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dispatcher.core.batches import Indices, Int64s
 from dispatcher.core.outcomes import PROVED_UNSENT, Outcome
@@ -77,6 +78,15 @@ def _unwanted(matched: Matched) -> list[Breach]:
     return [
         Breach(4, "after_opt_out", "after the lead's opt-out", "receipts", opted_out),
         Breach(4, "after_opt_out", "while the sequence was paused", "receipts", np.flatnonzero(_while_paused(matched))),
+        Breach(
+            4, "after_opt_out", "while everything was paused", "receipts", np.flatnonzero(_while_all_paused(matched))
+        ),
+        Breach(
+            4, "after_opt_out", "while the device was paused", "receipts", np.flatnonzero(_while_device_paused(matched))
+        ),
+        Breach(
+            4, "after_opt_out", "while the lead was paused", "receipts", np.flatnonzero(_while_lead_paused(matched))
+        ),
         Breach(4, "after_opt_out", "after the trigger was taken off", "receipts", _without_trigger(matched)),
     ]
 
@@ -116,6 +126,29 @@ def _while_paused(matched: Matched) -> Flags:
         rows = np.flatnonzero((owner == sequence)[matched.receipts.rows["step"]])
         first_us, last_us = _looks(matched)
         found[rows] |= _within(spans, first_us[rows], last_us[rows])
+    return found
+
+
+def _while_all_paused(matched: Matched) -> Flags:
+    return _within(matched.evidence.fleet_paused, *_looks(matched))
+
+
+def _while_device_paused(matched: Matched) -> Flags:
+    return _of_each(matched, matched.rows["device"], matched.evidence.devices_paused)
+
+
+def _while_lead_paused(matched: Matched) -> Flags:
+    paused = {phone.encode(): spans for phone, spans in matched.evidence.leads_paused.items()}
+    return _of_each(matched, matched.receipts.rows["phone"], paused)
+
+
+def _of_each(matched: Matched, owner: NDArray[Any], paused: Mapping[Any, Sequence[tuple[int, int]]]) -> Flags:
+    """Which receipts' last looks began in a span of their ``owner``, a device or a lead."""
+    found = np.zeros(len(matched.visit), np.bool_)
+    first_us, last_us = _looks(matched)
+    for each, spans in paused.items():
+        rows = np.flatnonzero(owner == each)
+        found[rows] = _within(spans, first_us[rows], last_us[rows])
     return found
 
 

@@ -26,8 +26,8 @@ _NO_VISIT: Final = 2**62
 class Matched:
     """What the rules look at.
 
-    A visit is an (enrolment, visit, generation) that the ledger, a lease or a person's word tells of; visits are
-    numbered in that order. Receipts whose key nobody knows stand behind them, a number a key.
+    A visit is an (enrolment, visit, generation) that the ledger, a lease, a person's word or a skip tells of; visits
+    are numbered in that order. Receipts whose key nobody knows stand behind them, a number a key.
     """
 
     receipts: Receipts
@@ -49,14 +49,17 @@ class Matched:
     """Per visit: whether it may be under way; nothing is once the run has come to rest."""
     by_hand: Flags
     """Per visit."""
+    skipped: Flags
+    """Per visit: whether its step was passed over as too late."""
 
     @classmethod
     def of(cls, receipts: Receipts, evidence: Evidence) -> Self:
         """Match ``receipts`` with ``evidence``."""
         ledger, leases = evidence.ledger, _live_leases(evidence)
         hand = np.array(sorted(evidence.by_hand), np.int64).reshape(-1, 3)
+        skip = np.array([each[:3] for each in evidence.skipped], np.int64).reshape(-1, 3)
         enrolment, number, generation = (
-            np.concatenate([ledger[name], leases[source], hand[:, place]]).astype(np.int64)
+            np.concatenate([ledger[name], leases[source], hand[:, place], skip[:, place]]).astype(np.int64)
             for place, (name, source) in enumerate(
                 (("enrolment", "id"), ("visit", "visit"), ("generation", "generation"))
             )
@@ -72,9 +75,10 @@ class Matched:
         first_visit = np.full(int(keys.max(initial=-1)) + 1, _NO_VISIT, np.int64)
         np.minimum.at(first_visit, keys[:keyed], visit_of_row[:keyed])
         visit = first_visit[keys[keyed:]]
-        leased, by_hand = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        leased, by_hand, skipped = np.zeros((3, count), np.bool_)
         leased[visit_of_row[len(ledger) : keyed]] = True
-        by_hand[visit_of_row[keyed:]] = True
+        by_hand[visit_of_row[keyed : keyed + len(hand)]] = True
+        skipped[visit_of_row[keyed + len(hand) :]] = True
         return cls(
             receipts=receipts,
             evidence=evidence,
@@ -89,6 +93,7 @@ class Matched:
             generation=generation[first],
             leased=leased,
             by_hand=by_hand,
+            skipped=skipped,
         )
 
     def __len__(self) -> int:

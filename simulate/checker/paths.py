@@ -33,6 +33,11 @@ class Paths:
     windows: dict[str, tuple[Window, ...]]
     """The send windows that ever held for a step, by its trigger; none for one that was ever free of them."""
 
+    least_late_us: NDArray[np.float64]
+    """By step, the smallest lateness from which on it ever was to be skipped or shifted; infinite for none."""
+    most_late_us: NDArray[np.float64]
+    """The largest that ever was allowed."""
+
     @classmethod
     def of(cls, evidence: Evidence) -> Self:
         """The steps of ``evidence``'s catalogues."""
@@ -42,6 +47,7 @@ class Paths:
         delay_h, entry = np.full(count, np.inf), np.zeros(count, np.bool_)
         sequence: dict[str, int] = {}
         windows: dict[str, dict[Window | None, None]] = {}
+        least_h, most_h = np.full(count, np.inf), np.zeros(count)
         for catalogue in (evidence.catalogue, *evidence.earlier):
             after = np.full(count, _ABSENT, np.int64)
             for trigger, step in catalogue.step.items():
@@ -50,6 +56,8 @@ class Paths:
                 after[place] = _END if to is None else index[to] if to in catalogue.step else _ELSEWHERE
                 delay_h[place] = min(delay_h[place], step.delay_h)
                 entry[place] |= step.is_entry
+                late_h = catalogue.max_lateness_h[catalogue.index[trigger]]
+                least_h[place], most_h[place] = min(least_h[place], late_h), max(most_h[place], late_h)
                 sequence.setdefault(trigger, catalogue.sequence_of[trigger].id or 0)
                 windows.setdefault(trigger, {})[catalogue.sequence_of[trigger].send_window] = None
             following.setdefault(after.tobytes(), after)
@@ -60,7 +68,9 @@ class Paths:
         always = {
             trigger: tuple(w for w in held if w is not None) for trigger, held in windows.items() if None not in held
         }
-        return cls(index, list(following.values()), delay_us, entry, usable, sequence, always)
+        most_h[-1] = np.inf
+        late_us = (part * evidence.hour_s * 1e6 for part in (least_h, most_h))
+        return cls(index, list(following.values()), delay_us, entry, usable, sequence, always, *late_us)
 
     def follows(self, step: Indices, next_step: Indices) -> NDArray[np.bool_]:
         """Whether some version led from ``step`` to ``next_step``."""

@@ -83,7 +83,7 @@ def _misplaced(matched: Matched) -> list[Breach]:
     """Enrolments that stand at another visit than their accepted ones lead to."""
     enrolments = matched.evidence.enrolments
     visit, step = enrolments["visit"].astype(np.int64), enrolments["step"].astype(np.int64) - 1
-    passed = _accepted_numbers(matched, matched.accepted | matched.by_hand)
+    passed = _accepted_numbers(matched, matched.accepted | matched.by_hand | matched.skipped)
     place, number = matched.place[passed], matched.number[passed]
     before = np.bincount(place[number < visit[place]], minlength=len(enrolments))
     at = np.flatnonzero(matched.accepted & (matched.place >= 0))
@@ -149,6 +149,7 @@ def _unended(matched: Matched) -> list[Breach]:
         finishing = waiting & (enrolments["due"] == NO_DUE)
         due = waiting & ~finishing & (matched.enrolment_us("due") <= evidence.now_us - evidence.stuck_us)
         due &= _idle_devices(matched)[enrolments["device"]]
+        due &= ~np.isin(enrolments["lead"].astype(np.int64), list(evidence.resting))
         due &= matched.paths.usable[enrolments["step"].astype(np.int64) - 1]
         found += [
             Breach(6, "stuck", "due for long, and its device is idle", "enrolments", np.flatnonzero(due)),

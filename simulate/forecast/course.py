@@ -155,7 +155,7 @@ class Course:
         able = turns.available & (np.minimum(turns.per_hour, turns.per_day) > 0)
         home = state.home[who]
         can = np.where(home < 0, able.any(), able[home]) if len(able) else np.zeros(len(who), np.bool_)
-        return np.asarray(can & ~turns.paused[self.steps.sequence[state.step[who]]])
+        return np.asarray(can & (not turns.standing) & ~turns.paused[self.steps.sequence[state.step[who]]])
 
     def _calendar(self, group: _Group, who: Indices, from_us: int, to_us: int) -> int:
         """The messages of one group in one segment; returns how many were sent."""

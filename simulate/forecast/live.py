@@ -73,6 +73,7 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
         tick_us=SECOND_US,
         settings=settings,
         past=await _past(connection, fleet, now_us - day_us),
+        standing=await connection.fetchval("SELECT paused FROM fleet"),
         paused=frozenset(catalogue.sequences[id_].name for id_ in set(catalogue.sequences) - catalogue.usable),
         deadline_us=deadline_us,
         notes={name: count for name, count in left_out.items() if count},

@@ -99,6 +99,8 @@ def fleet_of(plan: Plan, settings: Settings) -> Fleet:
         min_gap_s=column("min_gap_s").astype(np.float64),
         available=np.ones(size, np.bool_),
         left=np.zeros(size, np.bool_),
+        trips=np.zeros(size, np.int32),
+        probe_us=np.zeros(size, np.int64),
         idempotent=np.ones(size, np.bool_),
         device_id=[UUID(int=number) for number in range(1, size + 1)],
         name=_names(groups),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Indices, Int32s, Int64s
+from dispatcher.core.fleet import is_left
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.routing import plan_homes
 from simulate.forecast.state import State
@@ -33,6 +34,8 @@ class Turns:
         self.per_hour, self.per_day = fleet.quota_per_hour.copy(), fleet.quota_per_day.copy()
         self.available, self._left = fleet.available.copy(), fleet.left.copy()
         self.paused = np.array([name in world.paused for name in steps.names], np.bool_)
+        self.standing = world.standing
+        """Whether the whole fleet is paused."""
         self._cause: dict[int, str | None] = {}
         self._row = {name: row for row, name in enumerate(fleet.name)}
         self._moved_to = np.zeros(len(fleet), np.int64)
@@ -91,6 +94,8 @@ class Turns:
             case BansLifted():
                 rows = [row for row in self._rows(event.names).tolist() if self._cause.get(row) == _BANNED]
                 self._health(rows, "available", None)
+            case Switch(sequence=None):
+                self.standing = not event.active
             case Switch():
                 self.paused[[name == event.sequence for name in self._steps.names]] = not event.active
             case OptOut():
@@ -114,7 +119,7 @@ class Turns:
 
     def _health(self, rows: list[int], health: str, cause: str | None) -> None:
         self.available[rows] = health == "available"
-        self._left[rows] = health in ("draining", "offline") or (health == "quarantined" and cause != "quality")
+        self._left[rows] = is_left(health, cause, 0)
         self._cause.update(dict.fromkeys(rows, cause))
 
     def _rehome(self) -> None:

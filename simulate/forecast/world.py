@@ -131,13 +131,21 @@ class World:
     past: Past = field(default_factory=lambda: Past(np.zeros(0, np.intp), np.zeros(0, np.int64)))
     paused: frozenset[str] = frozenset()
     """Names of the sequences that are switched off."""
+    standing: bool = False
+    """Whether the whole fleet is paused."""
     events: Sequence[Event] = ()
     behaviour: Behaviour = field(default_factory=Behaviour)
     seed: int = 1
     deadline_us: int | None = None
     """When everything is to be over; None: there is no such moment."""
     notes: Mapping[str, int] = field(default_factory=dict)
-    """What the forecast leaves out: how many, by what."""
+    """What of a database the forecast leaves out: how many, by what."""
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """All that the forecast leaves out: how many, by what."""
+        limits = sum(sequence.max_lateness_h is not None for sequence in self.catalogue.sequences.values())
+        return {**self.notes, **({"lateness_limits": limits} if limits else {})}
 
     @property
     def steps(self) -> Steps:

@@ -74,10 +74,17 @@ class MemoryCoordinatorStore:
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.
 
-        Records of hand-overs older than ``kept_us`` are given up.
+        Records of hand-overs older than ``kept_us`` are given up, and pauses of leads that are over; ramps grow.
         """
+        database = self._database
+        database.paused_leads = {
+            lead: until_us
+            for lead, until_us in database.paused_leads.items()
+            if until_us > now_us and lead in database.leads
+        }
         self._database.forget_handovers(now_us - kept_us)
         today = now_us // DAY_US
+        self._database.grow_ramps(today)
         return self._database.ledger.make_partitions(today - 1, today + days_ahead)
 
     # Enrolment -----------------------------------------------------------------------------------------------
@@ -232,13 +239,14 @@ class MemoryCoordinatorStore:
             row.held = True
         return len(found)
 
-    async def unhold(self, sequence: int, rows: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back, but for those at paused steps."""
-        paused = self._database.catalogue().paused_steps
+    async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads and at steps that are paused."""
+        database = self._database
+        steps = database.catalogue().paused_steps
         found = [
             row
-            for row in self._database.enrolments.values()
-            if row.held and row.sequence == sequence and row.step not in paused
+            for row in database.enrolments.values()
+            if row.held and row.sequence == sequence and row.step not in steps and not database.paused(row.lead, now_us)
         ][:rows]
         for row in found:
             row.held = False

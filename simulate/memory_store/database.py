@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,11 +10,12 @@ from uuid import UUID
 
 import numpy as np
 
-from dispatcher.core.fleet import Fleet, Terms
+from dispatcher.core.fleet import Fleet, Terms, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.triggers import parse
 from dispatcher.ports import Versions
 from simulate.memory_store.epochs import shard_seat
-from simulate.memory_store.ledger import Ledger
+from simulate.memory_store.ledger import DAY_US, Ledger
 from simulate.memory_store.rows import (
     BreachError,
     Change,
@@ -22,6 +24,7 @@ from simulate.memory_store.rows import (
     Epoch,
     Handover,
     Heartbeat,
+    LateStep,
     Lead,
     OpenEntry,
     Quota,
@@ -48,17 +51,24 @@ class MemoryDatabase:
         """By number, ascending."""
         self.quotas: list[Quota] = []
         self.sequences: dict[int, Sequence] = {}
+        self.paused_leads: dict[int, int] = {}
+        """Until when, by id."""
         self.leads: dict[int, Lead] = {}
         """By id, ascending."""
         self.locked_leads: set[int] = set()
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
+        self.suppressions: set[str] = set()
+        """Numbers that must never be messaged."""
+        self.gone_opt_outs: set[str] = set()
+        """Numbers of leads that had opted out when they were deleted; PostgreSQL keeps their digests."""
         self.queue: list[Change] = []
         self.replies: list[Reply] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
         self.ledger = Ledger()
+        self.late_steps: list[LateStep] = []
         self.handovers: dict[int, list[Handover]] = {}
         """By token, in the order they were written."""
         self.epochs: dict[str, Epoch] = {}
@@ -87,6 +97,7 @@ class MemoryDatabase:
         self._last_device += 1
         device = Device(self._last_device, columns.pop("id", UUID(int=self._last_device)), name, **columns)
         self.devices[device.number] = device
+        self._begin_ramp(device)
         self._keep_quota(device)
         self.devices_changed()
         return device.number
@@ -98,14 +109,17 @@ class MemoryDatabase:
     def set_device(self, number: int, **columns: Any) -> None:
         """Change columns of a device. Another ``shard_id`` supersedes the former owner."""
         device = self.devices[number]
-        owner, quotas = device.shard_id, (device.quota_per_hour, device.quota_per_day)
+        owner, ramp = device.shard_id, (device.ramp_per_day, device.ramp_day)
+        quotas = device.quota_per_hour, device.day_quota
         for column, value in columns.items():
             setattr(device, column, value)
+        if ramp[0] != device.ramp_per_day and ramp[1] == device.ramp_day:
+            self._begin_ramp(device)
         if owner is not None and owner != device.shard_id:
             seat = self.epochs.get(shard_seat(owner))
             if seat is not None:
                 seat.epoch = self.next_number()
-        if quotas != (device.quota_per_hour, device.quota_per_day):
+        if quotas != (device.quota_per_hour, device.day_quota):
             self._keep_quota(device)
         self.devices_changed()
 
@@ -121,8 +135,19 @@ class MemoryDatabase:
         del self.devices[number]
         self.devices_changed()
 
+    def grow_ramps(self, today: int) -> None:
+        """A day's step of every ramp that has not grown on day ``today`` yet; at its quota it is over."""
+        for device in self.devices.values():
+            if device.ramp_day is not None and device.ramp_per_day is not None and device.ramp_day < today:
+                grown = math.ceil(device.ramp_per_day * device.ramp_growth)
+                over = grown >= device.quota_per_day
+                self.set_device(device.number, ramp_per_day=None if over else grown, ramp_day=None if over else today)
+
+    def _begin_ramp(self, device: Device) -> None:
+        device.ramp_day = None if device.ramp_per_day is None else self.wall_us() // DAY_US
+
     def _keep_quota(self, device: Device) -> None:
-        self.quotas.append(Quota(device.number, self.wall_us(), device.quota_per_hour, device.quota_per_day))
+        self.quotas.append(Quota(device.number, self.wall_us(), device.quota_per_hour, device.day_quota))
 
     # Sequences -----------------------------------------------------------------------------------------------
 
@@ -140,6 +165,10 @@ class MemoryDatabase:
     def set_active(self, sequence: int, is_active: bool) -> None:
         """Switch a sequence on or off."""
         self.set_sequence(sequence, is_active=is_active)
+
+    def pause_fleet(self, paused: bool) -> None:
+        """Stop every hand-over, or go on."""
+        self._versions = self._versions._replace(paused=paused)
 
     def edit_step(self, trigger: str, **columns: Any) -> None:
         """Change a step: text, next step, delay; ``columns`` by the names of ``Step``."""
@@ -194,7 +223,18 @@ class MemoryDatabase:
         self.leads[self._last_lead] = Lead(self._last_lead, phone, trigger=trigger, **columns)
         if trigger:
             self.queue.append(Change((self._last_lead,)))
+        if phone in self.suppressions | self.gone_opt_outs and self.leads[self._last_lead].opted_out_us is None:
+            self.opt_out(self._last_lead)
         return self._last_lead
+
+    def suppress(self, phone: str) -> None:
+        """Put a number on the list of those that must never be messaged; its lead, if there is one, is opted out."""
+        self.suppressions.add(phone)
+        for lead in [row.id for row in self.leads.values() if row.phone == phone and row.opted_out_us is None]:
+            if lead in self.locked_leads:
+                self.opt_outs.setdefault(lead, self.wall_us())
+            else:
+                self.opt_out(lead)
 
     def set_lead(self, lead: int, **columns: Any) -> None:
         """Change columns of a lead; triggers and consents are queued for the enroller."""
@@ -219,13 +259,44 @@ class MemoryDatabase:
         """The lead wants messages (again)."""
         self.set_lead(lead, opted_in_us=self.wall_us(), opted_out_us=None)
 
+    def pause_lead(self, lead: int, until_us: int | None) -> None:
+        """Nothing goes to the lead until then; None: it goes on."""
+        if until_us is None:
+            self.paused_leads.pop(lead, None)
+        else:
+            self.paused_leads[lead] = until_us
+
     def set_attributes(self, lead: int, attributes: dict[str, Any]) -> None:
         """Write other attributes."""
         self.set_lead(lead, attributes=attributes)
 
     def delete_lead(self, lead: int) -> None:
-        """Delete a lead; its enrolments stay."""
-        self.queue.append(Change((lead,), self.leads.pop(lead).trigger))
+        """Delete a lead; its enrolments stay, and an opt-out is remembered by its number."""
+        row = self.leads.pop(lead)
+        if row.opted_out_us is not None or lead in self.opt_outs:
+            self.gone_opt_outs.add(row.phone)
+        self.queue.append(Change((lead,), row.trigger))
+
+    def retry(self, enrolment: int) -> bool:
+        """An operator has what has failed tried again; whether it is: not of a lead that has left or entered anew."""
+        row = self.enrolments[enrolment]
+        lead = self.leads.get(row.lead)
+        anew = self.live(row.lead, row.sequence) is not None or any(
+            other.sequence == row.sequence and other.id > row.id for other in self.of_lead.get(row.lead, ())
+        )
+        if row.status != "failed" or lead is None or lead.id in self.locked_leads or anew or not row.trigger_kept:
+            return False
+        if lead.opted_out_us is not None or lead.id in self.opt_outs or row.entry not in parse(lead.trigger):
+            return False
+        if not any(step.trigger == row.step for each in self.sequences.values() for step in each.steps):
+            return False
+        row.status, row.generation, row.attempt, row.retries = "active", row.generation + 1, 0, 0
+        row.last_error, row.pinned, row.resend_text, row.resend_media_url = None, False, None, None
+        row.stop_reason, row.finished_us, row.trigger_kept = None, None, False
+        row.held, row.due_us = True, self.wall_us()
+        row.home = row.home if self.has_device(row.home) else None
+        self.place(row)
+        return True
 
     # What services read --------------------------------------------------------------------------------------
 
@@ -264,6 +335,10 @@ class MemoryDatabase:
         active = self.active_sequences()
         return active.difference(self.problems) if self.problems else active
 
+    def paused(self, lead: int, now_us: int) -> bool:
+        """Whether a lead is."""
+        return self.paused_leads.get(lead, now_us) > now_us
+
     def in_force(self, seat: str, epoch: int) -> bool:
         """Whether a seat's epoch is still this one."""
         row = self.epochs.get(seat)
@@ -279,18 +354,16 @@ class MemoryDatabase:
             number=np.array([row.number for row in rows], np.int32),
             shard=np.array([-1 if row.shard_id is None else row.shard_id for row in rows], np.int32),
             quota_per_hour=np.array([row.quota_per_hour for row in rows], np.int32),
-            quota_per_day=np.array([row.quota_per_day for row in rows], np.int32),
+            quota_per_day=np.array([row.day_quota for row in rows], np.int32),
             in_flight_max=np.array([row.in_flight_max for row in rows], np.int32),
             min_gap_s=np.array([row.min_gap_s for row in rows], np.float64),
-            available=np.array([row.health == "available" for row in rows], np.bool_),
+            available=np.array([row.health == "available" and not row.paused for row in rows], np.bool_),
             left=np.array(
-                [
-                    row.health in ("draining", "offline")
-                    or (row.health == "quarantined" and row.health_cause != "quality")
-                    for row in rows
-                ],
+                [is_left(row.health, row.health_cause, row.trips) for row in rows],
                 np.bool_,
             ),
+            trips=np.array([row.trips for row in rows], np.int32),
+            probe_us=np.array([row.probe_us if row.trips else 0 for row in rows], np.int64),
             idempotent=np.array([row.gateway_idempotent for row in rows], np.bool_),
             device_id=[row.id for row in rows],
             name=[row.name for row in rows],

@@ -173,7 +173,7 @@ def give_back(database: MemoryDatabase, leases: Iterable[Given], now_us: int) ->
         row.status = "in_doubt" if lease.forgotten else "stopped" if stopped else "active"
         row.finished_us = now_us if stopped else None
         row.trigger_kept = row.trigger_kept or (stopped and row.stop_reason != _TRIGGER_REMOVED)
-        row.held = row.held or lease.aside
+        row.held = row.status == "active" and (lease.aside or database.paused(row.lead, now_us))
         database.unlease(row)
         database.place(row)
     return given
@@ -259,7 +259,7 @@ class _Ending:
             return None
         assert row.home is not None
         self._database.ledger.add(self._written(row, end, row.home))
-        _next_visit(row)
+        next_visit(row)
         self._database.unlease(row)
         return row
 
@@ -278,7 +278,7 @@ class _Ending:
             if not row.live and (row.status != "failed" or database.live(row.lead, row.sequence) is not None):
                 continue
             stopped = row.stop_reason is not None and end.next_trigger is not None
-            _next_visit(row)
+            next_visit(row)
             row.held = False
             row.home = row.home if database.has_device(row.home) else None
             row.step = end.next_trigger or row.step
@@ -355,7 +355,8 @@ def _leased(database: MemoryDatabase, lease: End | Setback | Given) -> Enrolment
     return row if row is not None and row.token == lease.token else None
 
 
-def _next_visit(row: Enrolment) -> None:
+def next_visit(row: Enrolment) -> None:
+    """An enrolment is past its visit; the caller says where it stands then."""
     row.visit, row.attempt, row.retries = row.visit + 1, 0, 0
     row.last_error, row.pinned, row.resend_text, row.resend_media_url = None, False, None, None
 
@@ -377,11 +378,13 @@ def _suppress(database: MemoryDatabase, lead: int, at_us: int) -> None:
 
 
 def suppress_waiting(database: MemoryDatabase, rows: int) -> None:
-    """Mark opt-outs that waited for a lead's row."""
+    """Mark opt-outs that waited for a lead's row; that of one who is gone by then is remembered by its number."""
     free = [lead for lead in sorted(database.opt_outs) if lead in database.leads and lead not in database.locked_leads]
     gone = [lead for lead in database.opt_outs if lead not in database.leads]
     for lead in free[:rows]:
         _suppress(database, lead, database.opt_outs[lead])
+    for lead in gone:
+        database.gone_opt_outs.update(row.phone for row in database.of_lead.get(lead, ()) if not row.live)
     for lead in [*free[:rows], *gone]:
         del database.opt_outs[lead]
 

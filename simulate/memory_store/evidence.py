@@ -18,6 +18,7 @@ from simulate.evidence import (
     QUOTA,
     STATUSES,
     Evidence,
+    Skip,
     has_windows,
     known_triggers,
 )
@@ -49,7 +50,16 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         hour_s=database.hour_s,
         earlier=earlier,
         now_us=database.wall_us(),
-        ready=frozenset(device.number for device in database.devices.values() if _ready(device)),
+        ready=frozenset(
+            device.number for device in database.devices.values() if _ready(device) and not database.versions().paused
+        ),
+        resting=frozenset(lead for lead in database.paused_leads if database.paused(lead, database.wall_us())),
+        skipped=tuple(
+            Skip(row.enrolment, row.visit, row.generation, row.step, row.due_us, row.at_us)
+            for row in database.late_steps
+            if row.shifted_us is None
+        ),
+        shifted=sum(row.shifted_us is not None for row in database.late_steps),
         health={device.number: device.health for device in database.devices.values()},
     )
 
@@ -109,8 +119,8 @@ def _stamp(at_us: int) -> int:
 
 def _ready(device: Device) -> bool:
     """Whether the device can send: available, with an owner and a quota."""
-    limit = min(device.quota_per_hour, device.quota_per_day, device.in_flight_max)
-    return device.health == "available" and device.shard_id is not None and limit > 0
+    limit = min(device.quota_per_hour, device.day_quota, device.in_flight_max)
+    return device.health == "available" and not device.paused and device.shard_id is not None and limit > 0
 
 
 def _missed(database: MemoryDatabase, lead: Lead) -> bool:

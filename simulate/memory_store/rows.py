@@ -44,6 +44,24 @@ class Device:
     gateway_phone_number_id: str | None = None
     gateway_account: str | None = None
     account_rests_until_us: int | None = None
+    paused: bool = False
+    breaker_trips: int = 0
+    probe_us: int | None = None
+    ramp_per_day: int | None = None
+    ramp_growth: float = 1.5
+    ramp_day: int | None = None
+    """In days since 1970."""
+
+    @property
+    def day_quota(self) -> int:
+        """What holds at present: the quota, or what the ramp has come to."""
+        return self.quota_per_day if self.ramp_per_day is None else min(self.quota_per_day, self.ramp_per_day)
+
+    @property
+    def trips(self) -> int:
+        """How often in a row the breaker has opened; 0 while it is closed."""
+        failing = self.health == "quarantined" and self.health_cause == "failures" and self.probe_us is not None
+        return self.breaker_trips if failing and not self.paused else 0
 
 
 class Reply(NamedTuple):
@@ -131,6 +149,21 @@ class Enrolment:
     def waiting(self) -> bool:
         """Active without a lease; without a due moment too, when only the completion is missing."""
         return self.status == "active" and self.device is None
+
+
+class LateStep(NamedTuple):
+    """``late_steps``: what was not sent when it was due."""
+
+    enrolment: int
+    sequence: int
+    lead: int
+    visit: int
+    generation: int
+    step: str
+    due_us: int
+    at_us: int
+    shifted_us: int | None
+    """None: skipped."""
 
 
 @dataclass(slots=True)

@@ -8,17 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
+from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.core.moments import SECOND_US
 from dispatcher.core.outcomes import CHARGED_LATE, UNCHARGED
 from dispatcher.ports import Versions
 from simulate.memory_store.database import MemoryDatabase
-from simulate.memory_store.ending import Given, give_back, write_ends
+from simulate.memory_store.ending import Given, give_back, next_visit, write_ends
 from simulate.memory_store.epochs import MemorySeat, shard_seat
 from simulate.memory_store.leases import leased_rows
-from simulate.memory_store.rows import Device, Enrolment, Handover
+from simulate.memory_store.rows import Device, Enrolment, Handover, LateStep
 
 _UNCHARGED = frozenset(outcome.label for outcome in UNCHARGED)
 _CHARGED_LATE = frozenset(outcome.label for outcome in CHARGED_LATE)
@@ -91,7 +93,7 @@ class MemoryShardStore:
         found: dict[int, str] = {}
         said: dict[int, tuple[str, str | None]] = {}
         for row, (id_, text, media_url) in enumerate(zip(leased.enrolment.tolist(), texts, media_urls, strict=True)):
-            reason = self._against(id_, leased.token, key_known_us)
+            reason = self._against(id_, leased.token, now_us, key_known_us)
             if reason is not None:
                 found[row] = reason
             elif text is not None:
@@ -100,7 +102,7 @@ class MemoryShardStore:
             database.record(Handover(leased.token, leased.epoch, now_us, said))
         return found
 
-    def _against(self, enrolment: int, token: int, key_known_us: int) -> str | None:
+    def _against(self, enrolment: int, token: int, now_us: int, key_known_us: int) -> str | None:
         """Why this lease's message may not leave; None when it may."""
         database = self._database
         row = database.leased.get(enrolment)
@@ -109,11 +111,11 @@ class MemoryShardStore:
         lead = database.leads.get(row.lead)
         if lead is None:
             return "trigger removed"
-        if lead.opted_out_us is not None or lead.id in database.opt_outs:
+        if lead.opted_out_us is not None or lead.id in database.opt_outs or row.phone in database.suppressions:
             return "opted out"
         if row.stop_reason is not None:
             return "stopped"
-        if row.sequence not in database.active_sequences():
+        if self._paused(row, now_us):
             return "paused"
         if row.step in database.catalogue().paused_steps:
             return "step paused"
@@ -124,6 +126,16 @@ class MemoryShardStore:
             if any(attempt.slot_us < key_known_us for attempt in unknown):
                 return "key forgotten"
         return None
+
+    def _paused(self, row: Enrolment, now_us: int) -> bool:
+        """Whether its fleet, sequence, device or lead is."""
+        database = self._database
+        return (
+            database.versions().paused
+            or row.sequence not in database.active_sequences()
+            or (row.device is not None and row.device.paused)
+            or database.paused(row.lead, now_us)
+        )
 
     async def time_zones(self, lead: Int64s) -> Coded[str | None]:
         """The time zones of leads, row by row; None where none is known."""
@@ -173,6 +185,53 @@ class MemoryShardStore:
             row.due_us = opens_us
         return len(found[:rows])
 
+    async def late(self, before_us: Mapping[int, int], rows: int) -> Late:
+        """Up to ``rows`` waiting enrolments of the shard's devices that were due before this, by sequence."""
+        found = []
+        for device in self._devices():
+            waiting = [
+                row
+                for row in self._database.active_at.get(device.id, {}).values()
+                if row.waiting
+                and not row.held
+                and row.stop_reason is None
+                and not row.pinned
+                and row.due_us is not None
+            ]
+            late = [row for row in waiting if row.due_us < before_us.get(row.sequence, row.due_us)]  # type: ignore[operator]
+            found += [(device.number, row) for row in sorted(late, key=lambda row: (row.due_us, row.id))]
+        found = found[:rows]
+        leads = self._database.leads
+        return Late(
+            enrolment=np.array([row.id for _, row in found], np.int64),
+            visit=np.array([row.visit for _, row in found], np.int32),
+            generation=np.array([row.generation for _, row in found], np.int32),
+            device=np.array([number for number, _ in found], np.int32),
+            due_us=np.array([row.due_us for _, row in found], np.int64),
+            step=[row.step for _, row in found],
+            time_zone=[leads[row.lead].time_zone if row.lead in leads else None for _, row in found],
+        )
+
+    async def move_late(self, moves: LateMoves, now_us: int) -> int:
+        """Skip or shift enrolments that wait as they did, around what somebody holds; each is written down."""
+        database, late, moved = self._database, moves.late, 0
+        columns = (late.enrolment, late.visit, late.generation, late.due_us, moves.skipped, moves.next_due_us)
+        for id_, visit, generation, due_us, skipped, next_due_us, trigger in zip(
+            *(column.tolist() for column in columns), moves.next_trigger, strict=True
+        ):
+            row = database.enrolments[id_]
+            as_it_was = (row.visit, row.generation, row.due_us) == (visit, generation, due_us)
+            if not as_it_was or not row.waiting or row.held or row.stop_reason is not None or row.pinned:
+                continue
+            moved += 1
+            shifted_us = None if skipped else next_due_us
+            step = LateStep(id_, row.sequence, row.lead, visit, generation, row.step, due_us, now_us, shifted_us)
+            database.late_steps.append(step)
+            if skipped:
+                next_visit(row)
+            row.step, row.due_us = trigger or row.step, None if trigger is None else next_due_us
+        return moved
+
     async def give_back(
         self,
         enrolment: Int64s,
@@ -190,6 +249,20 @@ class MemoryShardStore:
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
         """Write ends of attempts, ledger and progress. Safe to repeat."""
         write_ends(self._database, ends, now_us, epoch=epoch, deadline_us=deadline_us)
+
+    async def set_breakers(self, turned: Turned) -> int:
+        """Write how devices' breakers stand: quarantined until a message may try, or, without trips, available."""
+        written = 0
+        columns = (turned.device.tolist(), turned.trips.tolist(), turned.probe_us.tolist())
+        for device, trip, probe in zip(*columns, strict=True):
+            row = self._database.devices.get(device)
+            failing = row is not None and (row.health, row.health_cause) == ("quarantined", "failures")
+            if row is not None and (failing or (trip and row.health == "available")):
+                row.health, row.health_cause = ("quarantined", "failures") if trip else ("available", None)
+                row.breaker_trips, row.probe_us = trip, probe if trip else None
+                written += 1
+        self._database.devices_changed()
+        return written
 
     def _devices(self) -> list[Device]:
         return [device for device in self._database.devices.values() if device.shard_id == self.shard]

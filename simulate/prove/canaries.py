@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dispatcher import completer, rescuer, shard, slots, windows, wording
+from dispatcher import completer, latecomers, rescuer, shard, slots, windows, wording
 from dispatcher.core import identity, quota, triggers
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends
@@ -117,9 +117,9 @@ def _restart_forgets_in_flight(patches: ExitStack) -> None:
 def _unknown_uncounted(patches: ExitStack) -> None:
     real = slots.SlotBook.book
 
-    def book(self: Any, leased: Any, outcomes: Any) -> None:
+    def book(self: Any, leased: Any, outcomes: Any, **how: bool) -> None:
         unsent = np.where(outcomes.outcome == Outcome.IN_DOUBT, int(Outcome.REFUSED), outcomes.outcome)
-        real(self, leased, outcomes.replace(outcome=unsent.astype(np.int8)))
+        real(self, leased, outcomes.replace(outcome=unsent.astype(np.int8)), **how)
 
     _put(patches, slots.SlotBook, "book", book)
 
@@ -337,6 +337,16 @@ def _pause_unread(patches: ExitStack) -> None:
     _put(patches, MemoryDatabase, "sendable_sequences", lambda self: frozenset(self.sequences))
 
 
+@_canary("lead's pause not read", "nothing leaves to a lead that is paused")
+def _lead_pause_unread(patches: ExitStack) -> None:
+    _put(patches, MemoryDatabase, "paused", lambda self, lead, now_us: False)
+
+
+@_canary("lateness not looked at", "nothing leaves later than its sequence allows")
+def _lateness_unread(patches: ExitStack) -> None:
+    _put(patches, latecomers.Latecomers, "among", lambda self, leased, rows, catalogue: rows[:0])
+
+
 @_canary("trigger removed not read again", "nothing leaves once the engine knows that its trigger was taken off")
 def _trigger_unread(patches: ExitStack) -> None:
     for reason in ("stopped", "trigger removed"):
@@ -353,8 +363,8 @@ def _trigger_unread(patches: ExitStack) -> None:
 def _overlook(patches: ExitStack, reason: str) -> None:
     real = MemoryShardStore._against
 
-    def against(self: Any, enrolment: int, token: int, key_known_us: int) -> str | None:
-        found = real(self, enrolment, token, key_known_us)
+    def against(self: Any, *arguments: int) -> str | None:
+        found = real(self, *arguments)
         return None if found == reason else found
 
     _put(patches, MemoryShardStore, "_against", against)

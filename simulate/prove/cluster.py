@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from inspect import isawaitable
 from typing import Any
 
 from dispatcher.clock import READINGS, DatabaseClock
@@ -135,6 +136,10 @@ class Calls:
         due: DueSoon = await self._call(shard, "take_due")
         return due
 
+    async def refresh(self, shard: int) -> None:
+        """See ``ports.Shards``."""
+        await self._call(shard, "refresh")
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
         fate: Int8s = await self._call(shard, "fate", token, epoch, enrolment)
@@ -174,6 +179,8 @@ class Calls:
         stage = self._member.stage
         try:
             answer = called.ping() if method == "ping" else getattr(called.owning, method)(*arguments)
+            if isawaitable(answer):
+                answer = await answer
         except ShardUnavailableError as error:
             answer = error
         if not stage.struck("reply lost", called.name, method):

@@ -39,7 +39,7 @@ STRIKES: Final = (
     "lead edited",
     "lead deleted",
     "leads locked",
-    "sequence paused",
+    "pause",
     "sequence switched on later",
     "text edited",
     "delay edited",
@@ -126,7 +126,7 @@ def plan(seed: int, world: World) -> tuple[Fault, ...]:
 
 _QUIETENING: Final = frozenset(
     {
-        "opt-out", "trigger removed", "trigger edited", "lead deleted", "sequence paused", "sequence switched on later",
+        "opt-out", "trigger removed", "trigger edited", "lead deleted", "pause", "sequence switched on later",
         "graph broken", "step removed", "device offline", "device draining", "device added", "device removed",
         "device moved", "quota lowered", "quota raised", "keys no longer honoured", "delay edited",
         "gateway: rejects", "gateway: opted out", "gateway: credentials",

@@ -94,9 +94,13 @@ class Leads:
     # Consent -------------------------------------------------------------------------------------------------
 
     def _opt_out(self, dice: Dice, fault: Fault) -> None:
+        """By the lead's column, or by its number on the list."""
         lead = self._lead(dice)
         if lead is not None and lead.opted_out_us is None:
-            self._database.opt_out(lead.id)
+            if lead.id % 2:
+                self._database.opt_out(lead.id)
+            else:
+                self._database.suppress(lead.phone)
             self.opted_out[lead.phone] = self._stage.true_us()
             self._done(fault, lead.phone)
 
@@ -107,6 +111,7 @@ class Leads:
         silent = [lead for lead in leads if lead.opted_in_us is None]
         if out or silent:
             lead = dice.pick(out or silent)
+            self._database.suppressions.discard(lead.phone)
             self._database.opt_in(lead.id)
             self.opted_out.pop(lead.phone, None)
             self._done(fault, lead.phone)

@@ -9,6 +9,7 @@ from simulate.prove.dice import Dice
 from simulate.prove.faults import Fault
 from simulate.prove.gateway import Gateways
 from simulate.prove.leads import Leads
+from simulate.prove.pauses import Pauses
 from simulate.prove.receipts import Receipts
 from simulate.prove.sequences import Sequences
 from simulate.prove.stage import Stage
@@ -28,11 +29,13 @@ class People:
         self.sequences = Sequences(stage)
         self.devices = Devices(stage, gateways)
         self.receipts = Receipts(stage, gateways.accepted)
+        self.pauses = Pauses(stage, self.sequences.pause)
         self._acts: dict[str, Callable[[Dice, Fault], None]] = {
             **self.leads.acts,
             **self.sequences.acts,
             **self.devices.acts,
             **self.receipts.acts,
+            **self.pauses.acts,
         }
 
     def begin(self, faults: tuple[Fault, ...]) -> None:

@@ -50,7 +50,10 @@ class Receipts:
             stage.after(delay_s * stage.dice.between(0.5, 2), self._learn, request.key)
 
     def _resolve(self, dice: Dice, fault: Fault) -> None:
-        """An operator asks the gateway what became of an attempt in doubt."""
+        """An operator asks the gateway what became of an attempt in doubt, and tries again what has failed."""
+        failed = [row.id for row in self._database.enrolments.values() if row.status == "failed"]
+        if retried := [id_ for id_ in failed if self._database.retry(id_)]:
+            self._stage.strike(fault.kind, "people", f"tries {len(retried)} again")
         surely_us = self._stage.true_us() - 2 * span_us(self._stage.world.settings.skew_s)
         rows = self._database.ledger.rows
         steps = self._database.catalogue().step

@@ -30,7 +30,6 @@ class Sequences:
         """Every version there was."""
         self.acts: dict[str, Callable[[Dice, Fault], None]] = {
             _LATER: self._switch_on,
-            "sequence paused": self._pause,
             "text edited": self._edit_text,
             "delay edited": self._edit_delay,
             "graph broken": self._break_graph,
@@ -48,6 +47,8 @@ class Sequences:
                 sender_policy=plan.sender_policy,
                 requires_opt_in=plan.requires_opt_in,
                 send_window=plan.send_window,
+                max_lateness_h=plan.max_lateness_h,
+                when_late=None if plan.max_lateness_h is None else "skip",
             )
         for fault in faults:
             sequence = self._later(fault)
@@ -73,7 +74,8 @@ class Sequences:
             self._resume(sequence)
             self._done(fault, f"sequence {sequence}")
 
-    def _pause(self, dice: Dice, fault: Fault) -> None:
+    def pause(self, dice: Dice, fault: Fault) -> None:
+        """Switch one off for a while."""
         sequence = dice.pick(list(self._database.sequences))
         if self._database.sequences[sequence].is_active:
             self._database.set_active(sequence, False)

@@ -54,6 +54,8 @@ class SequencePlan:
     sender_policy: SenderPolicy
     requires_opt_in: bool
     send_window: Window | None
+    max_lateness_h: float | None
+    """What is later is skipped: to shift it would take a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,10 @@ def draw(seed: int) -> World:
         sequences = tuple(
             replace(each, send_window=_window(dice.of("window", n), faults_end_s)) for n, each in enumerate(sequences)
         )
+    if not saturated and dice.of("late").chance(0.15):
+        sequences = tuple(
+            replace(each, max_lateness_h=dice.of("late", n).between(0.3, 2)) for n, each in enumerate(sequences)
+        )
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
     # Where most leads share a device there is more for it to send than it can, as after an import in the field.
     own = _Own(0, 0.0) if saturated else dice.of("own").pick((_Own(len(devices), 0.2), _Own(2, 0.8)))
@@ -163,6 +169,9 @@ def _settings(dice: Dice, saturated: bool) -> Settings:
         "retry_base_s": dice.between(1, 10),
         "retry_cap_s": dice.between(10, 40),
         "resend_limit": dice.whole(0, 5),
+        "breaker_failures": 0 if saturated else dice.of("breaker").pick((0, 1, 2, 4)),
+        "breaker_base_s": dice.of("breaker pause").between(1, 10),
+        "breaker_cap_s": dice.of("breaker cap").between(10, 40),
         "key_retention_s": hour_s * (200 if saturated else dice.pick((6, 24, 200))),
     }
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
@@ -205,6 +214,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         sender_policy=dice.pick(("prefer", "prefer", "strict", "any")),
         requires_opt_in=not saturated and dice.chance(0.2),
         send_window=None,
+        max_lateness_h=None,
     )
 
 

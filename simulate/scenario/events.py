@@ -41,11 +41,11 @@ class DeviceEvent(Keys):
 
 
 class PauseEvent(Keys):
-    """A sequence is switched off."""
+    """A sequence is switched off, or every hand-over stops."""
 
-    sequence: Text = Field(description="its name")
+    sequence: Text | None = Field(default=None, description="its name; left out, everything is paused")
     until_h: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="hours after the start at which it is switched on again; left out, never"
+        default=None, description="hours after the start at which it goes on; left out, never"
     )
 
 
@@ -61,7 +61,7 @@ class EventKeys(Keys):
 
     at_h: Annotated[float, Field(ge=0)] = Field(description="hours after the start")
     devices: DeviceEvent | None = Field(default=None, description="devices are lost, come back, or change their quotas")
-    pause: PauseEvent | None = Field(default=None, description="a sequence is paused")
+    pause: PauseEvent | None = Field(default=None, description="a sequence is paused, or everything")
     tag: TagEvent | None = Field(default=None, description="leads get a further trigger")
     opt_out: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="this share of the leads that are there opts out"

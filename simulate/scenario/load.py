@@ -169,9 +169,10 @@ def _check_names(scenario: Scenario, sequences: list[StepSequence], places: Plac
     """Refuse sequences that are not there."""
     names = [sequence.name for sequence in sequences]
     for n, event in enumerate(scenario.events):
-        if event.pause is not None and event.pause.sequence not in names:
-            problem = f"no sequence is called {event.pause.sequence!r}"
-            raise places.error(("events", n, "pause", "sequence"), problem, did_you_mean(event.pause.sequence, names))
+        name = None if event.pause is None else event.pause.sequence
+        if name is not None and name not in names:
+            problem = f"no sequence is called {name!r}"
+            raise places.error(("events", n, "pause", "sequence"), problem, did_you_mean(name, names))
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -111,6 +111,10 @@ class _Shards:
         """See ``ports.Shards``."""
         return self._shard.take_due()
 
+    async def refresh(self, shard: int) -> None:
+        """See ``ports.Shards``."""
+        await self._shard.refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         """See ``ports.Shards``."""
         return self._shard.fate(token, epoch, enrolment)
@@ -136,6 +140,7 @@ class World:
         self.end_us = NEVER_US if case.until is None else case.until.after(self._begin_us)
         self.story: list[Act | Attempt] = []
         self.database = MemoryDatabase(lambda: self.now_us)
+        self._late_told = 0
         self._ids: dict[str, int] = {}
         self._leads = [_Lead(said, number, lead_phone(number)) for number, said in enumerate(case.everybody, 1)]
         self._rows: dict[int, int] = {}
@@ -178,7 +183,8 @@ class World:
             if slot_us is not None and slot_us <= self.now_us:
                 await self.shard.hand_over(self.now_us, self.now_us)
                 await self.shard.complete(self.now_us)
-                pass_us = min(pass_us, await self.coordinator.hear())
+                self._note_late()
+                pass_us = min(pass_us, await self.coordinator.hear(self.now_us))
                 slot_us = self.shard.next_slot_us
             pass_us = max(pass_us, self.now_us + _LEAST_US)
             act_us = self._acts[0][0] if self._acts else NEVER_US
@@ -256,6 +262,16 @@ class World:
             database.set_trigger(lead, triggers.remove(row.trigger, event.untag))
         elif event.attributes is not None:
             database.set_attributes(lead, row.attributes | event.attributes)
+
+    def _note_late(self) -> None:
+        """What was skipped or shifted since this was told last."""
+        for step in self.database.late_steps[self._late_told :]:
+            days = 0 if step.shifted_us is None else (step.shifted_us - step.due_us) / span_us(86_400)
+            became = f"moves on by {days:g} days" if days else "is skipped"
+            self.story.append(
+                Act(self.now_us, (self.database.leads[step.lead].phone,), f"{step.step} {became}, too late")
+            )
+        self._late_told = len(self.database.late_steps)
 
     def _note(self, what: str, *leads: _Lead) -> None:
         self.story.append(Act(self.now_us, tuple(lead.phone for lead in leads), what))

@@ -142,6 +142,9 @@ class LocalShards:
             await own.complete(self._until_us)
         return own.take_due()
 
+    async def refresh(self, shard: int) -> None:
+        await self._own(shard).refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         return self._own(shard).fate(token, epoch, enrolment)
 

@@ -46,6 +46,9 @@ class LiveShards:
     async def take_due(self, shard: int) -> DueSoon:
         return self.loops[shard].take_due()
 
+    async def refresh(self, shard: int) -> None:
+        await self.loops[shard].refresh()
+
     async def fate(self, shard: int, token: Int64s, epoch: Int64s, enrolment: Int64s) -> Int8s:
         return self.loops[shard].fate(token, epoch, enrolment)
 

@@ -156,7 +156,7 @@ async def test_a_late_opt_out_of_a_locked_lead_waits_for_nobody_either(heard_lat
     assert await world.value("SELECT opted_out_at IS NOT NULL FROM leads")
 
 
-async def test_an_opt_out_of_a_lead_that_is_deleted_before_it_is_marked_is_forgotten(new_world, answer):
+async def test_an_opt_out_of_a_lead_that_is_deleted_before_it_is_marked_is_remembered(new_world, answer):
     world = await new_world()
     await world.fitness()
     await world.begin()
@@ -168,6 +168,10 @@ async def test_an_opt_out_of_a_lead_that_is_deleted_before_it_is_marked_is_forgo
     await world.tick()
     assert await world.value("SELECT count(*) FROM opt_outs") == 0
     assert await world.states() == [STOPPED]
+    await world.execute("INSERT INTO leads (phone, trigger) VALUES ('999101', 'fitness_start')")
+    await world.tick()
+    assert await world.value("SELECT opted_out_at IS NOT NULL FROM leads")
+    assert len(world.sent()) == 1
 
 
 # Two coordinators --------------------------------------------------------------------------------------------------

@@ -320,8 +320,9 @@ class Story:
             seed=1, devices=2, leads=len(enrolments), lead_file=None, shards=1, tick_s=30.0, pacing="burst",
             settings={"days": self.hours / 24, "sequences": [self.name]}, virtual_s=self.hours * 3600, wall_s=1.0,
             wall={}, enrolled=len(enrolments), sends=int(receipts.answered(Outcome.ACCEPTED).sum()),
-            sends_per_wall_s=1.0, **dict(zip(STATUSES, counts, strict=True)), violations=self.violations,
-            receipts_sha256="0" * 64, lateness_s={"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 4.0},
+            sends_per_wall_s=1.0, **dict(zip(STATUSES, counts, strict=True)), skipped=0, shifted=0,
+            violations=self.violations, receipts_sha256="0" * 64,
+            lateness_s={"p50": 1.0, "p95": 2.0, "p99": 3.0, "max": 4.0},
             optimality_gap_s={"mean": 0.5, "max": 1.5}, optimality_gap_missing=None,
             device_use={"mean": 0.5, "min": 0.25, "max": 0.75}, binding_limit="hour", peak_rss_mb=1.0,
             reruns=len(self.faults), http=None, pace=None,
@@ -334,7 +335,8 @@ class Story:
         return Fleet(
             number=np.array([7, 9], np.int32), shard=0 * both, quota_per_hour=2 * both, quota_per_day=3 * both,
             in_flight_max=50 * both, min_gap_s=np.full(2, 5.0), available=np.array([True, False]),
-            left=np.zeros(2, np.bool_), idempotent=np.ones(2, np.bool_), device_id=[UUID(int=7), UUID(int=9)],
+            left=np.zeros(2, np.bool_), trips=0 * both, probe_us=np.zeros(2, np.int64),
+            idempotent=np.ones(2, np.bool_), device_id=[UUID(int=7), UUID(int=9)],
             name=["seven", "nine"], gateway_url=[None, None], gateway_token=[None, None],
         )  # fmt: skip
 

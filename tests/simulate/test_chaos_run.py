@@ -59,11 +59,34 @@ def test_a_storm_loses_nothing_doubles_nothing_and_overruns_no_quota(tmp_path, g
     assert not place.exists(), "the run's database is to go with it"
 
 
+@pytest.mark.slow
+def test_a_days_work_at_its_quotas_survives_sigterm_and_kill_9(tmp_path):
+    figures = tmp_path / "run.json"
+    done = simulate(
+        "--chaos", "1", "--devices", "2", "--leads", "130", "--shards", "1", "--chaos-strikes", "2",
+        "--chaos-only", "run killed", "--chaos-only", "run told to end",
+        "--sequences", "examples/fitness.yaml", "--json", str(figures), "--data-dir", str(tmp_path / "data"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run: dict[str, Any] = json.loads(figures.read_text())
+    struck = {name: count for name, count in (run["cuts"] | run["troubles"]).items() if count}
+    assert (struck, run["run_starts"]) == ({"run killed": 1, "run told to end": 1}, 3)
+    verdict = run["verdict"]
+    assert (verdict["enrolled"], verdict["accepted"]) == (130, 390)
+    assert verdict["devices_at_quota"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--chaos", "1", "--days", "3"), "error: --days: it means nothing to a chaos run - leave it out\n"),
         (("--chaos-strikes", "3"), "error: --chaos-strikes: it means nothing to a rehearsal - give --chaos SEED too\n"),
+        (
+            ("--chaos", "1", "--chaos-only", "flood"),
+            "error: --chaos-only: there is no fault 'flood' - known: "
+            + ", ".join(fault.name for fault in (*CUTS, *TROUBLES))
+            + "\n",
+        ),
     ],
 )
 def test_flags_of_the_other_kind_of_run_are_refused(arguments, said):
@@ -80,6 +103,7 @@ def test_a_seed_draws_the_same_storm_of_every_kind_spread_over_the_run():
     assert kinds.keys() == {fault.name for fault in (*CUTS, *TROUBLES)}
     assert sum(kinds[fault.name] for fault in CUTS) == 60
     assert sum(kinds[fault.name] for fault in TROUBLES) == 30
+    assert {strike.fault.name for strike in drawn(5, 9, ["run killed"])} == {"run killed"}
 
 
 def test_a_gateway_changes_its_faults_while_it_runs(tmp_path):

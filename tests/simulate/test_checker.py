@@ -17,7 +17,7 @@ from dispatcher.core.moments import from_datetime
 from dispatcher.core.outcomes import Outcome
 from dispatcher.core.windows import Window
 from simulate.checker import Violations, check, findings
-from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, stamps
+from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, Skip, stamps
 from simulate.receipts import RECEIPT, Receipts, body_sum
 from simulate.rehearsal import START
 
@@ -30,7 +30,11 @@ FOR_GOOD_US = 2**62
 
 
 def catalogue(
-    last: str | None = None, delay_h: float = 24, active: bool = True, window: Window | None = None
+    last: str | None = None,
+    delay_h: float = 24,
+    active: bool = True,
+    window: Window | None = None,
+    late_h: float | None = None,
 ) -> Catalogue:
     """Three steps, a day apart; ``last`` follows the third, without a step of that name it leads nowhere."""
     steps = (
@@ -38,7 +42,8 @@ def catalogue(
         Step("fit_2", "two", "fit_3", delay_h=24),
         Step("fit_3", "three", last, delay_h=24),
     )
-    return Catalogue.of([Sequence(7, "Fitness", active, steps, send_window=window)])
+    late = {"max_lateness_h": late_h, "when_late": "skip"} if late_h is not None else {}
+    return Catalogue.of([Sequence(7, "Fitness", active, steps, send_window=window, **late)])
 
 
 NIGHT = Window(time(23), time(0, 0, 10), "UTC")
@@ -154,6 +159,12 @@ def gone(table: str, place: int) -> Callable[[World], None]:
 def told(**evidence: Any) -> Callable[[World], None]:
     """The tester knows something else."""
     return lambda world: world.evidence.update(evidence)
+
+
+def skipped(late_h: float) -> Callable[[World], None]:
+    """The second step was passed over so much later than it was due, where an hour is allowed."""
+    skip = Skip(1, 2, 0, "fit_2", START_US, START_US + round(late_h * HOUR_US))
+    return told(catalogue=catalogue(late_h=1), skipped=(skip,))
 
 
 def both(*changes: Callable[[World], None]) -> Callable[[World], None]:
@@ -340,6 +351,28 @@ BROKEN: dict[str, tuple[Callable[[World], None], Violations, str]] = {
     "while the sequence was paused": (
         told(paused={7: [(START_US + SECOND_US, START_US + SECOND_US + 1)]}), UNWANTED, "while the sequence was paused",
     ),
+    "while everything was paused": (
+        told(fleet_paused=[(START_US + SECOND_US, START_US + SECOND_US + 1)]), UNWANTED, "while everything was paused",
+    ),
+    "while the device was paused": (
+        told(devices_paused={1: [(START_US + SECOND_US, START_US + SECOND_US + 1)]}), UNWANTED,
+        "while the device was paused",
+    ),
+    "while the lead was paused": (
+        told(leads_paused={"999100000001": [(START_US + SECOND_US, START_US + SECOND_US + 1)]}), UNWANTED,
+        "while the lead was paused",
+    ),
+    "later than its sequence allows": (
+        both(row_of("ledger", 1, due=World._stamp(SECOND_US - 2 * HOUR_US)), told(catalogue=catalogue(late_h=1))),
+        OUTSIDE,
+        "later than its sequence allows",
+    ),
+    "skipped, and not too late": (
+        both(lambda world: world.taken_off(1, 2), skipped(1.0)),
+        Violations(lost=1),
+        "a step was skipped that was not too late",
+    ),
+    "skipped, and sent": (skipped(1.5), Violations(lost=1), "a step was skipped, and accepted"),
     "after the trigger was taken off": (
         told(untriggered={(41, "fit"): [(START_US + SECOND_US, FOR_GOOD_US)]}),
         Violations(after_opt_out=2),
@@ -448,6 +481,12 @@ CLEAN: dict[str, Callable[[World], None]] = {
         quotas=np.array([(1, START_US, 3, 6), (2, START_US, 3, 6), (1, START_US + DAY_US, 1, 6)], QUOTA),
     ),
     "due, and its sequence is paused": told(stuck_us=HOUR_US, catalogue=catalogue(active=False)),
+    "a step that was skipped": both(lambda world: world.taken_off(1, 2), skipped(1.5)),
+    "due, and its lead is paused": told(stuck_us=HOUR_US, resting=frozenset({42})),
+    "resent however late": both(
+        doubted({}), row_of("ledger", -1, due=World._stamp(DAY_US)), row_of("ledger", -2, due=World._stamp(DAY_US)),
+        told(catalogue=catalogue(late_h=0.5)),
+    ),
     "due, and its device cannot send": told(stuck_us=HOUR_US, ready=frozenset({2})),
 }  # fmt: skip
 

@@ -183,6 +183,12 @@ def test_a_paused_sequence_is_silent_and_goes_on(scenario):
     assert (never.messages, never.left) == (20, 40)
 
 
+def test_while_everything_is_paused_nothing_is_sent(scenario):
+    outlook = told(scenario(ONE, "events=[{at_h: 0.9, pause: {until_h: 10}}]"))
+    assert list(by_hour(outlook).items())[:3] == [(0, 20), (10, 20), (24, 20)]
+    assert outlook.world.left_out == {}
+
+
 def test_who_opts_out_gets_nothing_more(scenario):
     outlook = told(scenario(ONE, "events=[{at_h: 10, opt_out: 0.5}]"))
     assert outlook.stopped + outlook.completed == 40

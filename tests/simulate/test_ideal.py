@@ -26,6 +26,8 @@ def fleet() -> Fleet:
         min_gap_s=np.array([5.0, 5.0]),
         available=np.ones(2, np.bool_),
         left=np.zeros(2, np.bool_),
+        trips=np.zeros(2, np.int32),
+        probe_us=np.zeros(2, np.int64),
         idempotent=np.ones(2, np.bool_),
         device_id=[UUID(int=7), UUID(int=9)],
         name=["seven", "nine"],

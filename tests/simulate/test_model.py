@@ -36,6 +36,8 @@ def fleet(*limits: tuple[int, int, int]) -> Fleet:
         min_gap_s=gap_us / 1e6,
         available=np.ones(size, np.bool_),
         left=np.zeros(size, np.bool_),
+        trips=np.zeros(size, np.int32),
+        probe_us=np.zeros(size, np.int64),
         idempotent=np.ones(size, np.bool_),
         device_id=[UUID(int=n) for n in range(size)],
         name=["device"] * size,

@@ -37,6 +37,8 @@ NEAR = {
     "resend rendered anew": 47,
     "refusal after unknown taken as failed": 142,
     "pause not read again": 29,
+    "lead's pause not read": 38,
+    "lateness not looked at": 17,
 }
 """Canaries that few seeds catch, and one that does: the search begins there."""
 

@@ -51,6 +51,7 @@ events:
   - {at_h: 5, pause: {sequence: 30 Day Fitness, until_h: 26}}
   - {at_h: 6, tag: {trigger: crypto_welcome, share: 0.2}}
   - {at_h: 7, opt_out: 0.05}
+  - {at_h: 8, pause: {until_h: 9}}
 """
 
 
@@ -157,6 +158,8 @@ def test_everything_at_once_breaks_no_invariant_and_happens_again_by_the_same_se
     assert not silent.any()
     (spans,) = first.evidence.paused.values()
     assert [tuple(hours(span)) for span in spans] == [(5.0, 26.0)]
+    assert [tuple(hours(span)) for span in first.evidence.fleet_paused] == [(8.0, 9.0)]
+    assert not ((hours(rows["slot_us"]) >= 8) & (hours(rows["slot_us"]) < 9)).any()
     # Who was tagged carried no such trigger, or had it anew.
     tagged = {lead for lead, trigger in first.evidence.retriggered if trigger == "crypto_welcome"}
     assert 50 < len(tagged) < 120

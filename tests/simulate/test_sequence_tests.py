@@ -56,9 +56,11 @@ def broken(folder: Path, test: str) -> list[str]:
     return [str(failure) for failure in failures(case.said, play(case.said, case.sequences))]
 
 
-def lines(folder: Path, test: str) -> list[str]:
-    """What happened in a test, all leads after each other."""
-    [case] = load([loaded(folder, test)]).cases
+def lines(folder: Path, test: str, limit: str = "") -> list[str]:
+    """What happened in a test, all leads after each other; ``limit`` stands in the first sequence."""
+    path = loaded(folder, test)
+    path.write_text(path.read_text().replace("    steps:", f"{limit}    steps:", 1))
+    [case] = load([path]).cases
     played = play(case.said, case.sequences)
     return [" ".join(str(line).split()) for person in played.people for line in timeline(person, played)]
 
@@ -333,6 +335,22 @@ def test_what_is_played_is_what_the_loops_of_production_do(tmp_path, name):
     played = told_by(play(case.said, case.sequences).story)
     assert len(played) >= 2
     assert lived(path) == played
+
+
+@pytest.mark.parametrize(
+    ("then", "resumed", "became"),
+    [
+        ("send", "30h", ["30h more 'More'", "32h bye 'Bye'"]),
+        ("skip", "30h", ["30h more is skipped, too late", "30h bye 'Bye'"]),
+        ("skip", "5d", ["5d more is skipped, too late", "5d bye is skipped, too late"]),
+        ("shift", "5d", ["5d more moves on by 5 days, too late", "6d more 'More'", "6d 2h bye 'Bye'"]),
+        ("shift", "28h", ["28h more 'More'", "30h bye 'Bye'"]),
+    ],
+)
+def test_what_a_pause_made_too_late_is_sent_skipped_or_shifted(tmp_path, then, resumed, became):
+    test = f"{ANN}, events: [{{at: 1h, pause: Course}}, {{at: {resumed}, resume: Course}}], expect: {{count: 0}}"
+    told = lines(tmp_path, test, f"    max_lateness: {{after: 5h, then: {then}}}\n")
+    assert told[told.index(f"{resumed} 'Course' is resumed") + 1 :] == [*became, "end Course: completed"]
 
 
 # Files and the command -------------------------------------------------------------------------------------------

@@ -78,6 +78,12 @@ async def test_a_pause_lasts_from_border_to_border(connection):
     for hour in (4.5, 6.5):
         await pauses.act(connection, round(hour * HOUR_US))
     assert pauses.paused({"30 Day Fitness": 7}) == {7: [(round(4.5 * HOUR_US), round(6.5 * HOUR_US))]}
+    assert pauses.fleet_paused == []
+    everything = timetable(events=[Switch(HOUR_US, None, False), Switch(2 * HOUR_US, None, True)])
+    for hour, paused in ((1, True), (2, False)):
+        await everything.act(connection, hour * HOUR_US)
+        assert await connection.fetchval("SELECT paused FROM fleet") is paused
+    assert (everything.paused({}), everything.fleet_paused) == ({}, [(HOUR_US, 2 * HOUR_US)])
     forever = timetable(events=EVENTS[2:3])
     await forever.act(connection, 5 * HOUR_US)
     assert forever.paused({"30 Day Fitness": 7}) == {7: [(5 * HOUR_US, NEVER_US)]}

@@ -24,6 +24,7 @@ from dispatcher.store.bodies import unpacked
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.coordinator_store import PostgresCoordinatorStore
 from dispatcher.store.embedded import EmbeddedServer
+from dispatcher.store.retry import Failures, retry
 from dispatcher.store.shard_store import PostgresShardStore
 from dispatcher.store.stamp import stamp
 from simulate.evidence import Evidence, collect
@@ -32,6 +33,7 @@ from simulate.memory_store.rows import Reply
 
 LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
+SEQUENCE_COLUMNS = {"max_lateness_h": "max_lateness_hours"}
 STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point", "paused": "paused_cause"}
 MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
 
@@ -53,8 +55,12 @@ class StoreWorld(Protocol):
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int: ...
     async def set_lead(self, lead: int, **columns: Any) -> None: ...
     async def delete_lead(self, lead: int) -> None: ...
+    async def suppress(self, phone: str) -> None: ...
     async def lock_leads(self, leads: list[int]) -> None: ...
     async def add_reply(self, lead: int, at_us: int, device: UUID | None = None) -> None: ...
+    async def pause_fleet(self, paused: bool) -> None: ...
+    async def pause_lead(self, lead: int, until_us: int | None) -> None: ...
+    async def retry(self) -> int: ...
     async def set_now(self, now_us: int) -> None: ...
     def coordinator(self, holder: str = "one") -> CoordinatorStore: ...
     def shard(self, shard: int = 0, holder: str = "one") -> ShardStore: ...
@@ -105,8 +111,20 @@ class MemoryWorld:
     async def add_reply(self, lead: int, at_us: int, device: UUID | None = None) -> None:
         self.database.replies.append(Reply(lead, at_us, device))
 
+    async def suppress(self, phone: str) -> None:
+        self.database.suppress(phone)
+
     async def lock_leads(self, leads: list[int]) -> None:
         self.database.locked_leads = set(leads)
+
+    async def pause_fleet(self, paused: bool) -> None:
+        self.database.pause_fleet(paused)
+
+    async def pause_lead(self, lead: int, until_us: int | None) -> None:
+        self.database.pause_lead(lead, until_us)
+
+    async def retry(self) -> int:
+        return sum(map(self.database.retry, list(self.database.enrolments)))
 
     async def evidence(self) -> Evidence:
         return evidence(self.database, LABELS)
@@ -148,10 +166,14 @@ class MemoryWorld:
             "devices": [
                 (row.number, row.id, row.shard_id, row.health, row.health_cause) for row in base.devices.values()
             ],
+            "breakers": [
+                (row.number, row.trips, row.probe_us, row.ramp_per_day, row.ramp_day) for row in base.devices.values()
+            ],
             "rests": [(row.number, row.account_rests_until_us) for row in base.devices.values()],
             "paused steps": sorted(
                 (step.trigger, step.paused) for row in base.sequences.values() for step in row.steps if step.paused
             ),
+            "late_steps": sorted(map(tuple, base.late_steps)),
             "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
             "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
             "heartbeats": sorted(
@@ -187,10 +209,17 @@ TABLES = {
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
+    "breakers": """
+        SELECT number, breaker_trips, dripline_us(probe_at), ramp_per_day, ramp_day - '1970-01-01'::date
+        FROM devices ORDER BY number""",
     "rests": "SELECT number, dripline_us(account_rests_until) FROM devices ORDER BY number",
     "paused steps": """
         SELECT trigger, paused_cause FROM sequence_steps WHERE paused_cause IS NOT NULL
         ORDER BY trigger COLLATE "C" """,
+    "late_steps": """
+        SELECT enrolment_id, sequence_id, lead_id, visit, generation, step_trigger,
+               dripline_us(due_at), dripline_us(at), dripline_us(shifted_to)
+        FROM late_steps ORDER BY 1, 4, 5, 8""",
     "quotas": """
         SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
         FROM device_quota_history h JOIN devices d ON d.id = h.device_id ORDER BY 1, 2, 3, 4""",
@@ -258,12 +287,27 @@ class PostgresWorld:
             lead, device, to_datetime(at_us),
         )  # fmt: skip
 
+    async def suppress(self, phone: str) -> None:
+        await self._connection.execute("INSERT INTO suppressions (phone) VALUES ($1)", phone)
+
     async def lock_leads(self, leads: list[int]) -> None:
         if self._locker.is_in_transaction():
             await self._locker.execute("ROLLBACK")
         if leads:
             await self._locker.execute("BEGIN")
             await self._locker.execute("SELECT FROM leads WHERE id = ANY ($1::bigint[]) FOR UPDATE", leads)
+
+    async def pause_fleet(self, paused: bool) -> None:
+        await self._connection.execute("UPDATE fleet SET paused = $1", paused)
+
+    async def pause_lead(self, lead: int, until_us: int | None) -> None:
+        await self._connection.execute("DELETE FROM paused_leads WHERE lead_id = $1", lead)
+        if until_us is not None:
+            sql = "INSERT INTO paused_leads (lead_id, until) VALUES ($1, $2)"
+            await self._connection.execute(sql, lead, to_datetime(until_us))
+
+    async def retry(self) -> int:
+        return (await retry(self._connection, Failures(), actor="story")).retried
 
     async def evidence(self) -> Evidence:
         return await collect(self._connection, LABELS)
@@ -302,6 +346,7 @@ class PostgresWorld:
 
 
 def _sequence_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    columns = {SEQUENCE_COLUMNS.get(column, column): value for column, value in columns.items()}
     if "send_window" not in columns:
         return columns
     named = {column: value for column, value in columns.items() if column != "send_window"}

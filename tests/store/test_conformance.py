@@ -209,7 +209,7 @@ async def test_a_superseded_shard_or_coordinator_claims_nothing(story):
 async def test_what_is_held_paused_or_broken_is_not_claimed(story):
     await story.leads("start")
     assert (await story.store.hold(1, 10), await story.store.held_sequences(), await story.claim()) == (1, [1], None)
-    assert (await story.store.unhold(1, 10), await story.store.held_sequences()) == (1, [])
+    assert (await story.store.unhold(1, 10, story.now_us), await story.store.held_sequences()) == (1, [])
     await story.world.set_sequence(1, is_active=False)
     assert (await story.claim(), (await story.store.next_due([ONE])).tolist()) == (None, [NEVER_US])
     await story.world.set_sequence(1, is_active=True)

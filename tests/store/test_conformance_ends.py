@@ -243,9 +243,9 @@ async def test_a_step_that_is_refused_is_paused_and_who_comes_to_it_is_set_aside
     held = [row[21] for row in (await story.world.tables())["enrolments"]]
     assert (given, held.count(True)) == (2, 1)
     assert (await story.store.hold_step("two", 10), await story.store.hold_step("start", 10)) == (0, 3)
-    assert (await story.store.held_sequences(), await story.store.unhold(1, 10)) == ([1], 0)
+    assert (await story.store.held_sequences(), await story.store.unhold(1, 10, story.now_us)) == ([1], 0)
     await story.world.edit_step("start", paused=None)
-    assert (await story.store.unhold(1, 10), await story.store.held_sequences()) == (4, [])
+    assert (await story.store.unhold(1, 10, story.now_us), await story.store.held_sequences()) == (4, [])
 
 
 async def test_who_has_written_to_a_device_lately_has_its_window_open(story):

@@ -15,7 +15,7 @@ from dispatcher.store import arrays
 from dispatcher.store.connect import connect, open_pool
 from dispatcher.store.statements import statements
 
-BIG = ("leads", "sequence_contacts", "message_ledger", "handovers")
+BIG = ("leads", "sequence_contacts", "message_ledger", "handovers", "message_receipts")
 ENROLMENTS, DEVICES, LEASED, RETRIED, PER_DEVICE, HANDOVERS = 100_000, 100, 500, 300, 1500, 20_000
 NOW_US = 1_767_600_000_000_000
 DAY_AGO_US = NOW_US - 86_400_000_000
@@ -263,6 +263,18 @@ async def test_the_release_of_a_doubt_reads_what_it_releases(engine):
     written = "SELECT count(*) FROM sequence_contacts WHERE id = ANY ($1) AND last_error = 'no'"
     assert await engine.fetchval(written, id_) == n
     assert found.rows <= 2 * n
+
+
+async def test_settling_reads_what_is_in_doubt_and_what_was_told_of_it(engine):
+    await engine.execute(
+        "INSERT INTO message_receipts (message, delivered_at) SELECT 'm-' || n, now() FROM generate_series(1, 20000) n"
+    )
+    await engine.execute("UPDATE sequence_contacts SET status = 'in_doubt' WHERE id BETWEEN 80001 AND 80050")
+    page = await cost(engine, statements("receipts")["doubtful"], 80_010, 1000)
+    assert (page.scanned, page.rows) == (set(), 40)
+    ids, keys = list(range(80_001, 80_051)), [f"m-{n}" if n % 2 else "nobody's" for n in range(50)]
+    told = await cost(engine, statements("receipts")["told_of"], ids, keys, [2] * 50, 5.0)
+    assert (told.scanned, told.rows) == (set(), 25)
 
 
 async def test_the_rescue_reads_leases_and_their_records_only(engine):

@@ -2,12 +2,13 @@
 
 -- name: versions
 SELECT max(version) FILTER (WHERE name = 'sequences') AS sequences,
-       max(version) FILTER (WHERE name = 'devices') AS devices
+       max(version) FILTER (WHERE name = 'devices') AS devices,
+       (SELECT paused FROM fleet) AS paused
 FROM catalogue_versions;
 
 -- name: sequences
 SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in, send_from,
-       send_until, send_days, send_time_zone
+       send_until, send_days, send_time_zone, max_lateness_hours AS max_lateness_h, when_late
 FROM sequences ORDER BY id;
 
 -- name: steps
@@ -16,13 +17,21 @@ SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_dela
 FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
--- Available to the engine: healthy, and reachable, except in a rehearsal, whose gateway is the referee.
-SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
-       in_flight_max, min_gap_s, shard_id, health, health_cause, gateway_kind, gateway_phone_number_id, gateway_account,
-       coalesce(dripline_us(account_rests_until), 0) AS rest_until_us,
-       health = 'available' AND (gateway_url IS NOT NULL OR NOT EXISTS (
-           SELECT FROM dripline_database WHERE kind = 'live')) AS available
-FROM devices ORDER BY number;
+-- Available to the engine: healthy, not paused, and reachable, except in a rehearsal, whose gateway is the referee. A
+-- breaker is open only as long as the device is quarantined because of it. Those of one shard, or all.
+SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour,
+       dripline_day_quota(quota_per_day, ramp_per_day) AS quota_per_day, in_flight_max, min_gap_s, shard_id, health,
+       health_cause, gateway_kind, gateway_phone_number_id, gateway_account,
+       coalesce(dripline_us(account_rests_until), 0) AS rest_until_us, health = 'available' AND NOT paused AND reachable AS available,
+       CASE WHEN open THEN breaker_trips ELSE 0 END AS trips,
+       CASE WHEN open THEN dripline_us(probe_at) ELSE 0 END AS probe_us
+FROM devices d
+CROSS JOIN LATERAL (SELECT d.gateway_url IS NOT NULL OR NOT EXISTS (
+    SELECT FROM dripline_database WHERE kind = 'live') AS reachable) r
+CROSS JOIN LATERAL (SELECT d.health = 'quarantined' AND d.health_cause = 'failures' AND d.breaker_trips > 0
+                           AND d.probe_at IS NOT NULL AND NOT d.paused AND r.reachable AS open) b
+WHERE d.shard_id = $1::integer OR $1 IS NULL
+ORDER BY number;
 
 -- name: assign_shards
 UPDATE devices d SET shard_id = a.shard_id FROM unnest($1::integer[], $2::integer[]) a(number, shard_id)
@@ -55,9 +64,25 @@ SELECT count(*) FILTER (WHERE dripline_ledger_partition(day::date)) AS made
 FROM generate_series((dripline_at($1::bigint) AT TIME ZONE 'UTC')::date - 1,
                      (dripline_at($1::bigint) AT TIME ZONE 'UTC')::date + $2::integer, interval '1 day') day;
 
+-- name: ramps_to_grow
+SELECT EXISTS (SELECT FROM devices WHERE ramp_day < (dripline_at($1::bigint) AT TIME ZONE 'UTC')::date);
+
+-- name: grow_ramps
+-- A day's step, whatever time has gone by: on days without an engine nothing was sent. At its quota a ramp is over.
+UPDATE devices
+SET ramp_per_day = CASE WHEN ceil(ramp_per_day * ramp_growth) < quota_per_day THEN ceil(ramp_per_day * ramp_growth) END,
+    ramp_day = CASE WHEN ceil(ramp_per_day * ramp_growth) < quota_per_day
+                    THEN (dripline_at($1::bigint) AT TIME ZONE 'UTC')::date END
+WHERE ramp_day < (dripline_at($1::bigint) AT TIME ZONE 'UTC')::date;
+
 -- name: forget_handovers
 -- Beyond what gateways remember of keys nothing is sent again. What is leased still has not been rescued: after a long
 -- standstill, without its record, it would pass for never handed over.
 DELETE FROM handovers
 WHERE handed_at < dripline_at($1::bigint)
   AND token NOT IN (SELECT token FROM leases);
+
+-- name: forget_pauses
+-- Those that are over, and those of leads that are gone.
+DELETE FROM paused_leads p
+WHERE until <= dripline_at($1::bigint) OR NOT EXISTS (SELECT FROM leads l WHERE l.id = p.lead_id);

@@ -104,10 +104,13 @@ WHERE ctid = ANY (ARRAY (
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 
 -- name: unhold
--- May send again: back into the claim's index, longest overdue where they stood.
+-- May send again: back into the claim's index, longest overdue where they stood; not those of paused leads, nor at
+-- paused steps.
 UPDATE sequence_contacts SET held = false
 WHERE ctid = ANY (ARRAY (
-    SELECT c.ctid FROM sequence_contacts c WHERE c.held AND c.sequence_id = $1
+    SELECT c.ctid FROM sequence_contacts c
+    WHERE c.held AND c.sequence_id = $1
+      AND c.lead_id NOT IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($3::bigint))
       AND c.current_trigger <> ALL (ARRAY (SELECT trigger FROM sequence_steps WHERE paused_cause IS NOT NULL))
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 
@@ -122,16 +125,29 @@ WITH RECURSIVE s(id) AS (
 SELECT id FROM s WHERE id IS NOT NULL;
 
 -- name: suppress_waiting
--- Opt-outs whose lead was locked when a gateway told us of them.
+-- Opt-outs whose lead was locked when a gateway told us of them. Where the lead is gone by then, its number is remembered
+-- all the same.
 WITH free AS MATERIALIZED (
     SELECT o.lead_id, o.at FROM opt_outs o JOIN leads l ON l.id = o.lead_id
     ORDER BY l.id LIMIT $1::bigint FOR NO KEY UPDATE OF l SKIP LOCKED
 ),
 marked AS (
     UPDATE leads l SET opted_out_at = f.at FROM free f WHERE l.id = f.lead_id AND l.opted_out_at IS NULL
+),
+gone AS MATERIALIZED (
+    SELECT o.lead_id, o.at FROM opt_outs o WHERE NOT EXISTS (SELECT FROM leads l WHERE l.id = o.lead_id)
+),
+remembered AS (
+    INSERT INTO suppressed_digests (digest, at)
+    SELECT e.digest, g.at FROM gone g JOIN erased_leads e ON e.lead_id = g.lead_id
+    UNION
+    SELECT dripline_digest(c.contact_phone), g.at FROM gone g CROSS JOIN LATERAL (
+        SELECT contact_phone FROM sequence_contacts
+        WHERE lead_id = g.lead_id AND status NOT IN ('active', 'in_doubt') AND contact_phone <> '' OFFSET 0) c
+    ON CONFLICT DO NOTHING
 )
 DELETE FROM opt_outs o
-WHERE o.lead_id IN (SELECT lead_id FROM free) OR NOT EXISTS (SELECT FROM leads l WHERE l.id = o.lead_id);
+WHERE o.lead_id IN (SELECT lead_id FROM free) OR o.lead_id IN (SELECT lead_id FROM gone);
 
 -- name: finish_waiting
 -- Last step accepted while the lead's row was locked: completion and trigger removal follow together.

@@ -140,12 +140,24 @@ UPDATE sequence_steps s SET paused_cause = t.cause, paused_since = dripline_at($
 FROM (SELECT DISTINCT ON (step) step, cause FROM unnest($1::text[], $2::text[]) u(step, cause)) t
 WHERE s.trigger = t.step AND s.paused_cause IS NULL;
 
+-- name: set_breakers
+-- Quarantined because of failures until a message has got through. What somebody else has said of a device stands.
+UPDATE devices d
+SET health = CASE WHEN b.trips > 0 THEN 'quarantined' ELSE 'available' END,
+    health_cause = CASE WHEN b.trips > 0 THEN 'failures' END,
+    breaker_trips = b.trips, probe_at = CASE WHEN b.trips > 0 THEN dripline_at(b.probe) END
+FROM unnest($1::integer[], $2::integer[], $3::bigint[]) b(number, trips, probe)
+WHERE d.number = b.number
+  AND (d.health = 'available' AND b.trips > 0 OR d.health = 'quarantined' AND d.health_cause = 'failures');
+
 -- name: give_back
 -- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here. One whose
--- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good. Who stands at a paused
--- step leaves the claim's way.
+-- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good. What waits for a
+-- paused lead, or at a paused step, leaves the claim's way.
 UPDATE sequence_contacts c
 SET attempt = c.attempt - 1,
+    held = NOT g.forgotten AND coalesce(c.stop_reason, g.stop) IS NULL
+           AND (g.aside OR c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($5::bigint))),
     next_trigger_time = greatest(c.next_trigger_time, dripline_at(g.due)),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,
@@ -153,8 +165,7 @@ SET attempt = c.attempt - 1,
                   WHEN coalesce(c.stop_reason, g.stop) IS NULL THEN 'active' ELSE 'stopped' END,
     stop_reason = coalesce(c.stop_reason, g.stop),
     finished_at = CASE WHEN coalesce(c.stop_reason, g.stop) IS NOT NULL THEN dripline_at($5::bigint) END,
-    trigger_kept = c.trigger_kept OR coalesce(coalesce(c.stop_reason, g.stop) <> 'trigger removed', false),
-    held = c.held OR g.aside
+    trigger_kept = c.trigger_kept OR coalesce(coalesce(c.stop_reason, g.stop) <> 'trigger removed', false)
 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $6::boolean[], $7::boolean[])
      g(id, token, due, stop, forgotten, aside)
 WHERE c.id = g.id AND c.lease_token = g.token;

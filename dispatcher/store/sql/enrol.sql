@@ -102,9 +102,15 @@ finished AS MATERIALIZED (
     SELECT lead_id FROM sequence_contacts
     WHERE lead_id = ANY ((SELECT leads FROM given)::bigint[]) AND status NOT IN ('active', 'in_doubt')
 ),
+archived AS MATERIALIZED (
+    SELECT lead_id FROM archived_enrolments
+    WHERE (SELECT EXISTS (SELECT FROM archived_enrolments))
+      AND lead_id = ANY ((SELECT leads FROM given)::bigint[])
+),
 lead AS NOT MATERIALIZED (
     SELECT id, phone, trigger, home_device_id, opted_in_at, time_zone,
-           id IN (SELECT lead_id FROM live) AS live, id IN (SELECT lead_id FROM finished) AS finished
+           id IN (SELECT lead_id FROM live) AS live, id IN (SELECT lead_id FROM finished) AS finished,
+           id IN (SELECT lead_id FROM archived) AS archived
     FROM leads WHERE id = ANY ((SELECT leads FROM given)::bigint[]) AND opted_out_at IS NULL
 ),
 tagged AS (
@@ -119,15 +125,18 @@ wanted AS (
     FROM tagged t OFFSET 0
 ),
 homed AS (
-    SELECT w.id AS lead_id, w.phone, w.token, w.sequence_id, w.live, w.finished, w.time_zone,
-           CASE WHEN w.live OR w.finished OR w.home_device_id IS NOT NULL THEN
+    SELECT w.id AS lead_id, w.phone, w.token, w.sequence_id, w.live, w.finished, w.archived, w.time_zone,
+           CASE WHEN w.live OR w.finished OR w.archived OR w.home_device_id IS NOT NULL THEN
                (SELECT d.id FROM devices d WHERE d.health = 'available' AND d.id = coalesce(
                     w.home_device_id,
                     (SELECT c.home_device_id FROM sequence_contacts c
                      WHERE c.lead_id = w.id AND c.status IN ('active', 'in_doubt') ORDER BY c.sequence_id LIMIT 1),
                     (SELECT c.home_device_id FROM sequence_contacts c
                      WHERE c.lead_id = w.id AND c.status NOT IN ('active', 'in_doubt') ORDER BY c.id + 0 DESC
-                     LIMIT 1)))
+                     LIMIT 1),
+                    CASE WHEN w.archived THEN
+                        (SELECT a.home_device_id FROM archived_enrolments a
+                         WHERE a.lead_id = w.id ORDER BY a.finished_at DESC LIMIT 1) END))
            END AS device_id
     FROM wanted w
     WHERE w.sequence_id IS NOT NULL OFFSET 0
@@ -143,6 +152,11 @@ candidate AS (
               SELECT FROM sequence_contacts c JOIN entry e ON e.trigger = h.token
               WHERE c.lead_id = h.lead_id AND c.sequence_id = h.sequence_id AND c.status NOT IN ('active', 'in_doubt')
               AND (e.reentry = 'never' OR (c.trigger_kept AND c.entry_trigger = e.trigger)
+                   OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)) OFFSET 0))
+      AND NOT (h.archived AND EXISTS (
+              SELECT FROM archived_enrolments c JOIN entry e ON e.trigger = h.token
+              WHERE c.lead_id = h.lead_id AND c.sequence_id = h.sequence_id
+              AND (e.reentry = 'never'
                    OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)) OFFSET 0))
     ORDER BY h.device_id IS NULL, h.lead_id, h.sequence_id, h.token
 ),

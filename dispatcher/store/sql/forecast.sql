@@ -53,6 +53,9 @@ found AS (
           AND (c.status IN ('active', 'in_doubt') OR e.reentry = 'never'
                OR (c.trigger_kept AND c.entry_trigger = e.trigger)
                OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)))
+      AND NOT EXISTS (
+          SELECT FROM archived_enrolments c WHERE c.lead_id = l.id AND c.sequence_id = e.sequence_id
+          AND (e.reentry = 'never' OR (e.reentry = 'after_interval' AND c.finished_at > e.reentry_before)))
     ORDER BY l.id, e.sequence_id, t.token
 )
 SELECT string_agg(int8send(lead), '') AS lead, string_agg(int4send(place::integer - 1), '') AS entry,
@@ -75,4 +78,5 @@ GROUP BY d.number ORDER BY d.number;
 -- What the forecast cannot know yet, or will not move by itself.
 SELECT (SELECT count(*) FROM sequence_contacts WHERE status = 'in_doubt') AS in_doubt,
        (SELECT count(*) FROM sequence_contacts c WHERE c.status = 'active' AND NOT EXISTS (
-           SELECT FROM sequence_steps s WHERE s.trigger = c.current_trigger)) AS without_step;
+           SELECT FROM sequence_steps s WHERE s.trigger = c.current_trigger)) AS without_step,
+       (SELECT count(*) FROM paused_leads WHERE until > dripline_now()) AS paused_leads;

@@ -55,6 +55,10 @@ WHERE strpos(l.trigger, $1) > 0 AND EXISTS (SELECT FROM dripline_tokens(l.trigge
   AND NOT EXISTS (
       SELECT FROM sequence_contacts c WHERE c.lead_id = l.id AND c.sequence_id = $2
       AND (c.status IN ('active', 'in_doubt') OR $4::text = 'never' OR (c.trigger_kept AND c.entry_trigger = $1)
+           OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())))
+  AND NOT EXISTS (
+      SELECT FROM archived_enrolments c WHERE c.lead_id = l.id AND c.sequence_id = $2
+      AND ($4 = 'never'
            OR ($4 = 'after_interval' AND c.finished_at > dripline_now() - $5::double precision * dripline_hour())));
 
 -- name: delete_steps
@@ -62,13 +66,13 @@ DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
 
 -- name: insert_sequence
 INSERT INTO sequences (name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in,
-                       send_from, send_until, send_days, send_time_zone)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id;
+                       send_from, send_until, send_days, send_time_zone, max_lateness_hours, when_late)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id;
 
 -- name: update_sequence
 UPDATE sequences SET name = $2, trigger_prefix = $3, is_active = $4, reentry = $5, reentry_interval_h = $6,
                      sender_policy = $7, requires_opt_in = $8, send_from = $9, send_until = $10, send_days = $11,
-                     send_time_zone = $12
+                     send_time_zone = $12, max_lateness_hours = $13, when_late = $14
 WHERE id = $1;
 
 -- name: write_steps
@@ -123,13 +127,14 @@ SELECT token, sum(leads)::bigint AS leads, sum(opted_out)::bigint AS opted_out,
 FROM lists, dripline_tokens(trigger) token GROUP BY token ORDER BY leads DESC, token;
 
 -- name: device_list
-SELECT d.name, d.phone, d.health, d.health_cause, d.quota_per_hour, d.quota_per_day, d.in_flight_max, d.min_gap_s,
-       b.messages_hour, b.messages_today, b.current_processing, d.gateway_url, d.gateway_kind
+SELECT d.name, d.phone, d.health, d.health_cause, d.paused, d.pause_reason, d.quota_per_hour, d.quota_per_day,
+       d.in_flight_max, d.min_gap_s, d.ramp_per_day, b.messages_hour, b.messages_today, b.current_processing, d.gateway_url,
+       d.gateway_kind
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.number;
 
 -- name: device_of_phone
--- Another device with this phone.
-SELECT name FROM devices WHERE phone = $1 AND name <> $2 LIMIT 1;
+-- Another device with this phone; one that is retired has given it back.
+SELECT name FROM devices WHERE phone = $1 AND name <> $2 AND health <> 'retired' LIMIT 1;
 
 -- name: device_gateway
 SELECT gateway_kind, gateway_phone_number_id FROM devices WHERE name = $1;
@@ -137,23 +142,40 @@ SELECT gateway_kind, gateway_phone_number_id FROM devices WHERE name = $1;
 -- name: write_device
 -- NULL keeps what the device has; a new one gets the default. No row comes back when nothing changes.
 INSERT INTO devices AS d (name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
-                          in_flight_max, min_gap_s, health, health_cause, gateway_kind, gateway_phone_number_id,
-                          gateway_account)
+                          in_flight_max, min_gap_s, health, health_cause, ramp_per_day, ramp_growth, gateway_kind,
+                          gateway_phone_number_id, gateway_account)
 VALUES ($1, $2, $3, $4, coalesce($5, true), coalesce($6, 80), coalesce($7, 800), coalesce($8, 50),
-        coalesce($9::double precision, 5), coalesce($10, 'available'), $11, coalesce($12, 'http'), $13, $14)
+        coalesce($9::double precision, 5), coalesce($10, 'available'), $11, nullif($12::integer, 0),
+        coalesce($13::double precision, 1.5), coalesce($14, 'http'), $15, $16)
 ON CONFLICT (name) DO UPDATE SET
     phone = coalesce($2, d.phone), gateway_url = coalesce($3, d.gateway_url),
     gateway_token = coalesce($4, d.gateway_token), gateway_idempotent = coalesce($5, d.gateway_idempotent),
     quota_per_hour = coalesce($6, d.quota_per_hour), quota_per_day = coalesce($7, d.quota_per_day),
     in_flight_max = coalesce($8, d.in_flight_max), min_gap_s = coalesce($9, d.min_gap_s),
     health = coalesce($10, d.health), health_cause = CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END,
-    gateway_kind = coalesce($12, d.gateway_kind), gateway_phone_number_id = coalesce($13, d.gateway_phone_number_id),
-    gateway_account = coalesce($14, d.gateway_account)
+    ramp_per_day = nullif(coalesce($12, d.ramp_per_day), 0), ramp_growth = coalesce($13, d.ramp_growth),
+    gateway_kind = coalesce($14, d.gateway_kind), gateway_phone_number_id = coalesce($15, d.gateway_phone_number_id),
+    gateway_account = coalesce($16, d.gateway_account)
 WHERE (d.phone, d.gateway_url, d.gateway_token, d.gateway_idempotent, d.quota_per_hour, d.quota_per_day, d.in_flight_max,
-       d.min_gap_s, d.health, d.health_cause, d.gateway_kind, d.gateway_phone_number_id, d.gateway_account)
+       d.min_gap_s, d.health, d.health_cause, d.ramp_per_day, d.ramp_growth, d.gateway_kind, d.gateway_phone_number_id,
+       d.gateway_account)
    IS DISTINCT FROM (coalesce($2, d.phone), coalesce($3, d.gateway_url), coalesce($4, d.gateway_token),
                      coalesce($5, d.gateway_idempotent), coalesce($6, d.quota_per_hour), coalesce($7, d.quota_per_day),
                      coalesce($8, d.in_flight_max), coalesce($9, d.min_gap_s), coalesce($10, d.health),
-                     CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END, coalesce($12, d.gateway_kind),
-                     coalesce($13, d.gateway_phone_number_id), coalesce($14, d.gateway_account))
+                     CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END,
+                     nullif(coalesce($12, d.ramp_per_day), 0), coalesce($13, d.ramp_growth), coalesce($14, d.gateway_kind),
+                     coalesce($15, d.gateway_phone_number_id), coalesce($16, d.gateway_account))
 RETURNING xmax = 0 AS created;
+
+-- name: remaining
+-- A device's health, and what has not left it yet.
+SELECT d.health, count(c.id) FILTER (WHERE c.status = 'active') AS active,
+       count(c.id) FILTER (WHERE c.status = 'in_doubt') AS in_doubt
+FROM devices d LEFT JOIN sequence_contacts c ON c.home_device_id = d.id AND c.status IN ('active', 'in_doubt')
+WHERE d.name = $1 GROUP BY d.id;
+
+-- name: drain
+UPDATE devices SET health = 'draining', health_cause = $2 WHERE name = $1 AND health NOT IN ('draining', 'retired');
+
+-- name: retire
+UPDATE devices SET health = 'retired' WHERE name = $1 AND health <> 'retired';

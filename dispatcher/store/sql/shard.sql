@@ -68,8 +68,13 @@ looked AS MATERIALIZED (
         WHEN c.id IS NULL THEN 'gone'
         WHEN l.id IS NULL THEN 'trigger removed'
         WHEN l.opted_out_at IS NOT NULL OR l.id = ANY (ARRAY (SELECT lead_id FROM opt_outs)) THEN 'opted out'
+        WHEN (SELECT EXISTS (SELECT FROM suppressions))
+             AND EXISTS (SELECT FROM suppressions s WHERE s.phone = c.contact_phone) THEN 'opted out'
         WHEN c.stop_reason IS NOT NULL THEN 'stopped'
-        WHEN c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active)) THEN 'paused'
+        WHEN (SELECT paused FROM fleet)
+             OR c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active))
+             OR c.home_device_id = ANY (ARRAY (SELECT id FROM devices WHERE paused))
+             OR c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($6::bigint)) THEN 'paused'
         WHEN c.current_trigger = ANY (ARRAY (SELECT trigger FROM sequence_steps WHERE paused_cause IS NOT NULL))
             THEN 'step paused'
         WHEN c.pinned AND EXISTS (SELECT FROM devices d WHERE d.id = c.home_device_id AND NOT d.gateway_idempotent)
@@ -127,3 +132,49 @@ WITH shut AS MATERIALIZED (
     LIMIT $4::bigint FOR NO KEY UPDATE OF c SKIP LOCKED
 )
 UPDATE sequence_contacts c SET next_trigger_time = dripline_at(s.opens) FROM shut s WHERE c.ctid = s.tid;
+
+-- name: late
+-- What waits too late to be sent, on the shard's devices, the longest overdue first; what may have been sent is none of it.
+-- $1 shard, $2 due before which moment is too late, by sequence, $3 the latest of these, $4 how many.
+SELECT c.id, c.visit, c.generation, d.number AS device, dripline_us(c.next_trigger_time) AS due_us, c.current_trigger AS step,
+       (SELECT l.time_zone FROM leads l WHERE l.id = c.lead_id) AS time_zone
+FROM (SELECT id, number FROM devices WHERE shard_id = $1 ORDER BY number) d
+CROSS JOIN LATERAL (
+    SELECT * FROM sequence_contacts
+    WHERE home_device_id = d.id AND status = 'active' AND NOT held AND next_trigger_time < dripline_at($3::bigint)
+      AND sequence_id = ANY (ARRAY (SELECT k::bigint FROM jsonb_object_keys($2::jsonb) k))
+      AND next_trigger_time < dripline_at(($2::jsonb ->> sequence_id::text)::bigint)
+      AND lease_token IS NULL AND stop_reason IS NULL AND NOT pinned
+    ORDER BY next_trigger_time, id LIMIT $4::bigint) c
+LIMIT $4::bigint;
+
+-- name: move_late
+-- A step skipped or moved, and written down, where the enrolment still waits as it was read. Skipping the last one leaves
+-- nothing to send: the next pass completes it. $1 enrolments, $2 visits, $3 generations, $4 due, $5 whether it is skipped,
+-- $6 the step that it stands at then, $7 when that is due, $8 now.
+WITH free AS MATERIALIZED (
+    SELECT c.ctid AS tid, c.current_trigger AS step, m.*
+    FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::bigint[], $5::boolean[], $6::text[], $7::bigint[])
+         m(id, visit, generation, due, skipped, next_trigger, next_due)
+    JOIN sequence_contacts c ON c.id = m.id AND c.visit = m.visit AND c.generation = m.generation
+    WHERE c.status = 'active' AND NOT c.held AND dripline_us(c.next_trigger_time) = m.due
+      AND c.lease_token IS NULL AND c.stop_reason IS NULL AND NOT c.pinned
+    FOR NO KEY UPDATE OF c SKIP LOCKED
+),
+moved AS (
+    UPDATE sequence_contacts c
+    SET visit = c.visit + f.skipped::integer,
+        attempt = CASE WHEN f.skipped THEN 0 ELSE c.attempt END,
+        retry_count = CASE WHEN f.skipped THEN 0 ELSE c.retry_count END,
+        last_error = CASE WHEN NOT f.skipped THEN c.last_error END,
+        current_trigger = coalesce(f.next_trigger, c.current_trigger),
+        next_trigger_time = CASE WHEN f.next_trigger IS NOT NULL THEN dripline_at(f.next_due) END
+    FROM free f WHERE c.ctid = f.tid
+    RETURNING c.id, c.sequence_id, c.lead_id, f.visit, f.generation, f.step, f.due, f.skipped, c.next_trigger_time
+),
+told AS (
+    INSERT INTO late_steps (enrolment_id, sequence_id, lead_id, visit, generation, step_trigger, due_at, at, shifted_to)
+    SELECT id, sequence_id, lead_id, visit, generation, step, dripline_at(due), dripline_at($8::bigint),
+           CASE WHEN NOT skipped THEN next_trigger_time END FROM moved
+)
+SELECT count(*) FROM moved;

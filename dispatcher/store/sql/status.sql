@@ -61,7 +61,8 @@ SELECT health, health_cause AS cause, count(*) AS devices FROM devices
 GROUP BY health, health_cause ORDER BY count(*) DESC, health;
 
 -- name: most_loaded
-SELECT d.name, d.health, b.messages_hour, d.quota_per_hour, b.messages_today, d.quota_per_day, b.current_processing,
+SELECT d.name, d.health, b.messages_hour, d.quota_per_hour, b.messages_today,
+       dripline_day_quota(d.quota_per_day, d.ramp_per_day) AS quota_per_day, b.current_processing,
        d.in_flight_max, b.is_available
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id
 ORDER BY b.messages_hour::float / greatest(d.quota_per_hour, 1) DESC, b.messages_today DESC, d.number LIMIT $1;
@@ -73,3 +74,6 @@ SELECT coalesce(sum(cardinality(leads)), 0)::bigint FROM lead_changes;
 -- How far the searches have come for leads that carried a trigger before its entry opened.
 SELECT o.trigger, s.name AS sequence, o.scanned_to, (SELECT max(id) FROM leads) AS last
 FROM open_entries o JOIN sequences s ON s.id = o.sequence_id WHERE NOT o.scan_done ORDER BY o.opened_at, o.trigger;
+
+-- name: late_steps
+SELECT count(*) FILTER (WHERE shifted_to IS NULL) AS skipped, count(shifted_to) AS shifted FROM late_steps;

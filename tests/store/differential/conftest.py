@@ -13,7 +13,8 @@ import pytest
 
 from dispatcher.core.batches import Coded, Leased
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue, Step
+from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.lateness import Late
 from dispatcher.core.leases import EndedLeases
 from dispatcher.core.windows import Window
 from dispatcher.errors import FencedError
@@ -83,7 +84,7 @@ class Pair:
         seen = [await world.evidence() for world in self.worlds]
         for field in fields(seen[0]):
             first, second = (plain(getattr(each, field.name)) for each in seen)
-            if field.name in ("ledger", "enrolments", "quotas"):
+            if field.name in ("ledger", "enrolments", "quotas", "skipped"):
                 first, second = sorted(first), sorted(second)
             assert first == second, self.story(f"the evidence differs: {field.name}")
 
@@ -101,6 +102,13 @@ class Pair:
         b = [Step("b_start", "one", "b_two", 2, None, True), Step("b_two", "two", None, 2)]
         await self.people("add_sequence", "b", b, reentry="after_interval", reentry_interval_h=30.0)
         c = [Step("c_start", "c", None, 1, None, True), Step("c_other", "other", None, 1, None, True)]
+        limits = {"a": "skip", "b": "shift", "c": "skip"}
+        steps = {"a": a, "b": b, "c": c}
+        self.limited = Catalogue.of(
+            Sequence(number, name, True, tuple(steps[name]), max_lateness_h=1.0, when_late=limits[name])
+            for number, name in enumerate(limits, 1)
+        )
+        """How the sequences were at first: where late enrolments go, whatever was edited since."""
         await self.people("add_sequence", "c", c, requires_opt_in=random.random() < 0.3, sender_policy="strict")
 
     async def edit_sequence(self, random: Random) -> None:
@@ -130,7 +138,9 @@ class Pair:
         elif kind < 0.6:
             health = random.choice(["available", "available", "draining", "offline", "quarantined"])
             await self.people("set_device", number, health=health, health_cause="quality")
-        elif kind < 0.8:
+        elif kind < 0.7:
+            await self.people("set_device", number, paused=random.random() < 0.5)
+        elif kind < 0.85:
             await self.people("set_device", number, shard_id=random.randint(0, 2))
         else:
             await self.people("set_device", number, quota_per_day=random.randint(0, 900))
@@ -151,7 +161,7 @@ def plain(answer: Any) -> Any:
         return answer.sequences, answer.problems, answer.entries, answer.triggers
     if isinstance(answer, np.ndarray):
         return answer.tolist()
-    if isinstance(answer, Leased | EndedLeases | Fleet):
+    if isinstance(answer, Leased | EndedLeases | Fleet | Late):
         columns = [getattr(answer, field.name) for field in fields(answer)]
         listed = [column.tolist() if isinstance(column, np.ndarray | Coded) else column for column in columns]
         rows = zip(*(column for column in listed if isinstance(column, list)), strict=True)

@@ -18,6 +18,7 @@ import pytest
 from dispatcher.core.batches import Leased
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_key, idempotency_keys
+from dispatcher.core.lateness import moves_of
 from dispatcher.core.leases import EndedLeases, Ends, Want
 
 SECOND_US, HOUR_US, DEADLINE_US = 1_000_000, 3_600_000_000, 30_000_000
@@ -87,6 +88,7 @@ class History:
             self.lock: 3, self.enrol: 5, self.registry: 2, self.claim: 14, self.look: 18, self.answer: 18,
             self.answer_again: 2, self.rescue: 10, self.hold: 2, self.finish: 3, self.rehome: 1, self.take_over: 6,
             self.read: 2, self.seat: 1, self.give_back: 3, self.postpone: 3,
+            self.pause: 3, self.move_late: 4, self.retry: 2,
         }  # fmt: skip
         for _ in range(STEPS):
             act = self.random.choices(list(acts), list(acts.values()))[0]
@@ -259,7 +261,8 @@ class History:
 
     async def hold(self) -> None:
         sequence = self.random.randint(1, 3)
-        await self.coordinator(self.random.choice(["hold", "unhold"]), sequence, 1000)
+        name, *more = self.random.choice([("hold",), ("unhold", self.now_us)])
+        await self.coordinator(name, sequence, 1000, *more)
         await self.coordinator("hold_step", self.random.choice(["a_start", "a_two", "b_two"]), 1000)
         await self.coordinator("held_sequences")
 
@@ -300,6 +303,25 @@ class History:
         shard = self.random.randint(0, 2)
         await self.shard(shard, "time_zones", np.array(self.random.choices([*self.leads, 999], k=3)))
         await self.pair.postpone(self.random, shard, self.now_us)
+
+    async def pause(self) -> None:
+        if self.random.random() < 0.3:
+            await self.people("pause_fleet", self.random.random() < 0.3)
+        elif self.leads:
+            until_us = self.random.choice([None, self.now_us + HOUR_US, self.now_us + 999 * HOUR_US])
+            await self.people("pause_lead", self.random.choice(self.leads), until_us)
+
+    async def move_late(self) -> None:
+        shard = self.random.randint(0, 2)
+        before_us = {sequence: self.now_us - self.random.randint(0, 9) * HOUR_US for sequence in (1, 2)}
+        late = await self.shard(shard, "late", before_us, 1000)
+        if len(late):
+            await self.time()
+            moves = moves_of(late, self.pair.limited, self.now_us, HOUR_US)
+            await self.shard(shard, "move_late", moves, self.now_us)
+
+    async def retry(self) -> None:
+        await self.people("retry")
 
     async def read(self) -> None:
         shard = self.random.randint(0, 2)

@@ -55,9 +55,9 @@ leased AS (
 SELECT d.id AS device_id,
        coalesce(u.messages_hour, 0)::integer AS messages_hour,
        coalesce(u.messages_today, 0)::integer AS messages_today,
-       d.health = 'available'
+       d.health = 'available' AND NOT d.paused AND NOT (SELECT paused FROM fleet)
            AND coalesce(u.messages_hour, 0) + coalesce(l.leased, 0) < d.quota_per_hour
-           AND coalesce(u.messages_today, 0) + coalesce(l.leased, 0) < d.quota_per_day
+           AND coalesce(u.messages_today, 0) + coalesce(l.leased, 0) < dripline_day_quota(d.quota_per_day, d.ramp_per_day)
            AND coalesce(l.leased, 0) < d.in_flight_max AS is_available,
        coalesce(l.leased, 0)::integer AS current_processing
 FROM devices d
