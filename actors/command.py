@@ -90,6 +90,8 @@ def run_(
 
 
 async def _live(settings: Settings, shards: int | None, screen: Screen, listening: socket | None) -> None:
+    from functools import partial
+
     from actors.cluster import joined_ray, start
     from actors.live import Installation, ending, http_sender, new_holder
     from actors.preflight import check_database, watched
@@ -107,7 +109,8 @@ async def _live(settings: Settings, shards: int | None, screen: Screen, listenin
                 wanted = shards or shard_count(devices.devices, settings.devices_per_shard)
                 line = f"starting {wanted:,} shards (version {version('dripline')}, process {os.getpid()})"
                 screen.news(line, "started", devices=devices.devices, shards=wanted)
-                cluster = start(settings, wanted, http_sender, holder=holder, virtual=False, answer_s=_ANSWER_S)
+                sender_of = partial(http_sender, settings.gateway_hosts)
+                cluster = start(settings, wanted, sender_of, holder=holder, virtual=False, answer_s=_ANSWER_S)
                 beside = _webhooks(listening, url, settings, screen.news)
                 async with beside, watched(url, settings.data_dir, stop, screen.attention):
                     await Installation(cluster, settings, holder, stop, screen).live(devices)

@@ -24,6 +24,7 @@ from actors.screen import Screen
 from actors.shard import ShardFigures
 from dispatcher.config import Settings
 from dispatcher.core.fleet import Fleet
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.errors import DriplineError, StoreError
 from dispatcher.ports import Sender
 from dispatcher.sender.http import HttpSender
@@ -43,9 +44,9 @@ def new_holder() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
-def http_sender(fleet: Fleet, now_us: Callable[[], int]) -> Sender:
-    """The sender of a live shard: every device's own gateway, over the generic HTTP contract."""
-    return HttpSender(fleet.gateways(), now_us)
+def http_sender(gateway_hosts: str, fleet: Fleet, now_us: Callable[[], int]) -> Sender:
+    """The sender of a live shard: every device's own gateway, in the words that it speaks."""
+    return HttpSender(fleet.gateways(), now_us, GatewayHosts(gateway_hosts))
 
 
 @contextmanager

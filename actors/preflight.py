@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from dispatcher.config import Settings
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.errors import InputError, NotMigratedError, RefusedError, StoreError
 from dispatcher.store.connect import connect, store_errors
 from dispatcher.store.migrate import migrate, status
@@ -71,7 +72,7 @@ async def check_database(url: str, settings: Settings, *, embedded: bool) -> Dev
                 raise NotMigratedError
             await require_live(connection)
             warning = await check_lineage(connection, settings.data_dir)
-            devices = await read_devices(connection, settings.hour_s)
+            devices = await read_devices(connection, settings.hour_s, GatewayHosts(settings.gateway_hosts))
             await stamp(connection, "live", hour_s=settings.hour_s)
             return replace(devices, warning=warning)
     finally:
@@ -123,11 +124,15 @@ async def _look(url: str, data_dir: Path) -> None:
         await connection.close(timeout=5)
 
 
-async def read_devices(connection: asyncpg.Connection, hour_s: float) -> Devices:
+async def read_devices(connection: asyncpg.Connection, hour_s: float, hosts: GatewayHosts | None = None) -> Devices:
     """Count the devices.
 
+    Args:
+        hosts: where gateways may stand; None: not asked.
+
     Raises:
-        RefusedError: hours are short, and a gateway is not on the loopback: real limits would be overrun.
+        RefusedError: hours are short, and a gateway is not on the loopback: real limits would be overrun. Or an
+            address that is written out is none that requests may go to; names are resolved when they are used.
     """
     rows = await connection.fetch(statements("status")["gateways"])
     urls = {row["gateway_url"] for row in rows if row["gateway_url"]}
@@ -139,13 +144,24 @@ async def read_devices(connection: asyncpg.Connection, hour_s: float) -> Devices
                     f"gateway {gateway_url} is not on the loopback: its devices' real limits would be overrun",
                     "leave hour_s at 3600 for real gateways",
                 )
+    for gateway_url in sorted(urls):
+        address = _address(gateway_url)
+        if hosts is not None and address is not None and not hosts.permits(*address):
+            problem = f"gateway {gateway_url} is at an address that is not public, or not among those allowed"
+            raise RefusedError("gateway_hosts", problem, f'to allow it, set gateway_hosts = "{address[1]}"')
     count = sum(row["devices"] for row in rows)
     return Devices(count, len(urls), sum(row["devices"] for row in rows if not row["gateway_url"]))
 
 
 def _on_loopback(gateway_url: str) -> bool:
+    address = _address(gateway_url)
+    return address is not None and ip_address(address[1]).is_loopback
+
+
+def _address(gateway_url: str) -> tuple[str, str] | None:
+    """Host and address of a gateway whose address is written out; localhost counts as one."""
     try:
         host = urlsplit(gateway_url).hostname or ""
-        return host == "localhost" or ip_address(host).is_loopback
+        return (host, "127.0.0.1") if host == "localhost" else (host, str(ip_address(host)))
     except ValueError:
-        return False
+        return None

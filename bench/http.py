@@ -29,6 +29,7 @@ from bench.bench import Bench
 from bench.figures import Measure, Part
 from dispatcher.core.batches import Outgoing
 from dispatcher.core.fleet import Gateway
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.core.moments import SECOND_US, to_datetime
 from dispatcher.core.outcomes import Outcome
 from dispatcher.sender.http import IDLE_S, POOL_CONNECTIONS, HttpSender
@@ -37,6 +38,7 @@ from simulate.gateway import GatewayProcess
 DEVICES, CONNECTIONS, DEADLINE_S = 300, 128, 600
 MESSAGES, IN_FLIGHT = 3_000, 100_000
 SENDER, ONE_CLIENT, MANY_CLIENTS = "HTTP sender", "raw httpx", f"raw httpx, {POOL_CONNECTIONS} connections a client"
+LOOPBACK: Final = GatewayHosts("127.0.0.0/8")
 LONG_MS: Final = str(DEADLINE_S * 1000)
 
 _batches = count(1)
@@ -83,7 +85,7 @@ def messages(size: int) -> Outgoing:
 async def sender(url: str, size: int) -> Ran:
     """The ``HttpSender`` of production, given everything at once."""
     given, accepted = messages(size), 0
-    own = HttpSender(gateways(url), now_us, connections=CONNECTIONS)
+    own = HttpSender(gateways(url), now_us, LOOPBACK, connections=CONNECTIONS)
     gc.collect()
     cpu_s, begun = time.process_time(), time.perf_counter()
     async for outcomes in own.send(given):
@@ -143,7 +145,7 @@ def requests(batch: Outgoing) -> list[tuple[bytes, dict[str, str]]]:
 async def held_mb(place: Path, size: int) -> float:
     """Megabytes that ``size`` messages take while the gateway answers none of them; the batch itself not counted."""
     with GatewayProcess(place, "--latency-ms", LONG_MS) as silent:
-        given, own = messages(size), HttpSender(gateways(silent.url), now_us, connections=CONNECTIONS)
+        given, own = messages(size), HttpSender(gateways(silent.url), now_us, LOOPBACK, connections=CONNECTIONS)
         gc.collect()
         tracemalloc.start()
         try:

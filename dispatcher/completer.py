@@ -18,7 +18,7 @@ from dispatcher.core.batches import Coded, Int64s, Leased, Outcomes
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends
 from dispatcher.core.moments import span_us
-from dispatcher.core.outcomes import UNCOUNTED, Outcome
+from dispatcher.core.outcomes import CONSEQUENCES, UNCOUNTED, Outcome
 from dispatcher.errors import StoreUnavailableError
 from dispatcher.ports import ShardStore
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _RETRY_PAUSE_S = 0.2
 T = TypeVar("T")
 _LABELS = tuple(outcome.label for outcome in sorted(Outcome))
-_WAITING, _FAILED, _STOPPED, _IN_DOUBT = range(4)
+_WAITING, _FAILED, _, _IN_DOUBT = range(4)
 _NEXT = ("waiting", "failed", "stopped", "in_doubt")
 
 
@@ -104,15 +104,14 @@ def _setback(
     retries = int(leased.retries[row])
     if outcome in UNCOUNTED:
         return _WAITING, 0, at_us + span_us(_snooze_s(leased, outcomes, row, settings)), False
-    if outcome is Outcome.OPTED_OUT:
-        return _STOPPED, 0, at_us, False
-    if outcome is Outcome.REJECTED:
-        return _FAILED, 0, at_us, False
     if outcome is Outcome.IN_DOUBT:
         if not idempotent or retries >= settings.resend_limit:
             return _IN_DOUBT, 1, at_us, True
         last_us = int(leased.slot_us[row]) + span_us(settings.deadline_s + settings.skew_s)
         return _WAITING, 1, max(at_us, last_us), True
+    what = CONSEQUENCES[outcome]
+    if not what.counted:
+        return _NEXT.index(what.next), 0, at_us, False
     if retries >= settings.retry_limit:
         return _FAILED, 1, at_us, False
     return _WAITING, 1, at_us + span_us(_backoff_s(leased, row, retries, settings)), False
@@ -123,10 +122,8 @@ def _snooze_s(leased: Leased, outcomes: Outcomes, row: int, settings: Settings) 
     asked_s = float(outcomes.retry_after_s[row])
     if asked_s == asked_s:
         return asked_s
-    if outcomes.outcome[row] == Outcome.THROTTLED:
-        return backoff.THROTTLE_S
-    # What came too late would be too late again: the machine has more to send than it can, or a clock is off.
-    return _backoff_s(leased, row, 0, settings) if outcomes.outcome[row] == Outcome.EXPIRED else 0.0
+    wait_s = CONSEQUENCES[Outcome(outcomes.outcome[row])].wait_s
+    return _backoff_s(leased, row, 0, settings) if wait_s is None else wait_s
 
 
 def _backoff_s(leased: Leased, row: int, retries: int, settings: Settings) -> float:

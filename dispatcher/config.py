@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.errors import InputError
 
 SETTINGS_FILE = "dripline.toml"
@@ -56,9 +57,9 @@ class Settings(BaseSettings):
     complete_wait_s: float = Field(0.2, ge=0, description="how long outcomes are gathered, at most")
     enrol_rows: int = Field(20_000, ge=1, description="lead changes enrolled in one transaction, about")
     bulk_rows: int = Field(50_000, ge=1, description="rows that one holding, moving or rescuing pass touches, at most")
-    retry_limit: int = Field(5, ge=0, description="counted failures before an enrolment fails")
+    retry_limit: int = Field(4, ge=0, description="further attempts after a counted failure, then it fails")
     retry_base_s: float = Field(60.0, gt=0, description="backoff after the first counted failure")
-    retry_cap_s: float = Field(14_400.0, gt=0, description="longest backoff")
+    retry_cap_s: float = Field(21_600.0, gt=0, description="longest backoff")
     resend_limit: int = Field(5, ge=0, description="resends of an in-doubt attempt under the same key")
     breaker_failures: int = Field(5, ge=0, description="failures in a row that quarantine a device; 0: never")
     breaker_base_s: float = Field(30.0, gt=0, description="pause before one message may try a failing device")
@@ -71,6 +72,14 @@ class Settings(BaseSettings):
     webhook_window_s: float = Field(300.0, gt=0, description="how far a signature's time may be from ours")
     whatsapp_app_secret: SecretStr | None = Field(None, description="the secret of the Meta app whose webhooks come in")
     whatsapp_verify_token: SecretStr | None = Field(None, description="what Meta says when a webhook is registered")
+
+    gateway_hosts: str = Field("", description="names that gateways have, and networks that need not be public")
+
+    @field_validator("gateway_hosts")
+    @classmethod
+    def _hosts(cls, given: str) -> str:
+        GatewayHosts(given)
+        return given
 
     @field_validator("webhook_secret", "whatsapp_app_secret", "whatsapp_verify_token")
     @classmethod

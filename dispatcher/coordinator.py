@@ -305,7 +305,7 @@ class Coordinator:
 
     @property
     def _reads_lead_fields(self) -> bool:
-        return any("{" in step.message_text for step in self._catalogue.step.values())
+        return any("{" in text for step in self._catalogue.step.values() for text in step.texts)
 
     async def _begin_day(self, now_us: int) -> None:
         day = now_us // span_us(86_400)

@@ -187,8 +187,11 @@ class BalanceStore(Protocol):
     async def hold(self, sequence: int, rows: int) -> int:
         """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
 
+    async def hold_step(self, step: str, rows: int) -> int:
+        """Take up to ``rows`` enrolments that wait at a step out of the claim's index."""
+
     async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads and at steps that are paused."""
 
     async def held_sequences(self) -> list[int]:
         """Sequences with held enrolments."""
@@ -294,7 +297,7 @@ class ShardStore(Protocol):
     ) -> dict[int, str]:
         """What may not leave after all, reason by row; of the rest it is recorded that, and with what, it leaves.
 
-        Reasons: superseded, gone, trigger removed, opted out, stopped, replied, paused, key forgotten.
+        Reasons: superseded, gone, trigger removed, opted out, stopped, replied, paused, step paused, key forgotten.
 
         Args:
             texts: what each will say; None for one that does not leave anyway.
@@ -303,6 +306,12 @@ class ShardStore(Protocol):
 
     async def time_zones(self, lead: Int64s) -> Coded[str | None]:
         """The time zones of leads, row by row; None where none is known."""
+
+    async def open_windows(self, lead: Int64s, device: Int32s, since_us: int) -> NDArray[np.bool_]:
+        """Row by row, whether the lead has written to the device (its number) since ``since_us``."""
+
+    async def rest_accounts(self, device: Int32s, until_us: Int64s) -> int:
+        """Let all devices of the accounts behind these ones rest; how many that told something new."""
 
     async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open.
@@ -330,8 +339,13 @@ class ShardStore(Protocol):
         stop: list[str | None],
         now_us: int,
         forgotten: list[bool],
+        aside: list[bool],
     ) -> int:
-        """End leases that were not handed over: waiting again, stopped for the given reason, or in doubt for good."""
+        """End leases that were not handed over: waiting again, stopped for the given reason, or in doubt for good.
+
+        Args:
+            aside: which leave the claim's way, because their step is paused.
+        """
 
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:
         """Write ends of attempts, ledger and progress, in one transaction."""

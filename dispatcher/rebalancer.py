@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -11,8 +12,11 @@ import numpy as np
 from dispatcher.config import Settings
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.moments import span_us
 from dispatcher.core.routing import plan_homes
 from dispatcher.ports import BalanceStore
+
+_SETTLED_US: Final = span_us(60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class Rebalancer:
     def __init__(self, store: BalanceStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
         self._held: set[int] = set()
+        self._held_steps: frozenset[str] = frozenset()
+        self._settled: dict[int, tuple[frozenset[str], int]] = {}
+        """Sequences of which only those at paused steps are held: which steps these are, and when to look again."""
         self._moved_to: dict[UUID, int] = {}
 
     async def run_once(self, now_us: int, catalogue: Catalogue, fleet: Fleet) -> BalancePass:
@@ -55,15 +62,40 @@ class Rebalancer:
                 # Few can still come, from attempts under way: the claim skips those inside its index.
                 self._held.add(sequence)
         self._held -= catalogue.usable
+        held += await self._hold_steps(catalogue.paused_steps)
         for sequence in await self._store.held_sequences():
             if sequence in catalogue.usable:
-                unheld += await self._store.unhold(sequence, rows, now_us)
+                unheld += await self._unhold(sequence, catalogue, now_us)
         return BalancePass(
             moved=await self._move(fleet),
             held=held,
             unheld=unheld,
             finished=await self._store.finish_waiting(rows, now_us),
         )
+
+    async def _hold_steps(self, paused: frozenset[str]) -> int:
+        """Who stands at a paused step leaves the claim's way; who comes to it later is set aside by the shard."""
+        held, rows = 0, self._settings.bulk_rows
+        self._held_steps &= paused
+        for step in sorted(paused - self._held_steps):
+            count = await self._store.hold_step(step, rows)
+            held += count
+            if count < rows:
+                self._held_steps |= {step}
+        return held
+
+    async def _unhold(self, sequence: int, catalogue: Catalogue, now_us: int) -> int:
+        """Put held enrolments back, but for those at paused steps, which are not looked through again every pass."""
+        paused = catalogue.paused_steps & {step.trigger for step in catalogue.sequences[sequence].steps}
+        settled, until_us = self._settled.get(sequence, (paused, 0))
+        if settled == paused and now_us < until_us:
+            return 0
+        count = await self._store.unhold(sequence, self._settings.bulk_rows, now_us)
+        if paused and count < self._settings.bulk_rows:
+            self._settled[sequence] = paused, now_us + _SETTLED_US
+        else:
+            self._settled.pop(sequence, None)
+        return count
 
     async def _move(self, fleet: Fleet) -> int:
         if not len(fleet) or not fleet.available.any():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dispatcher.clock import liveness_s
 from dispatcher.completer import Completer, ends_of, persistently
@@ -38,12 +40,15 @@ from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import FencedError
 from dispatcher.latecomers import Latecomers
 from dispatcher.ports import Fate, Sender, ShardStore, Versions
-from dispatcher.slots import SlotBook
+from dispatcher.slots import SlotBook, rest_until_us
 from dispatcher.windows import SendWindows
+from dispatcher.wording import say
 
 _log = logging.getLogger(__name__)
 _TOKENS_KEPT = 10_000
 _SETTLE_S = 0.05
+_SERVICE_WINDOW_H = 24
+"""How long after a lead has written free text may be sent, where a network has such a rule."""
 _KEY_MARGIN = 0.9
 """A key counts as forgotten before its time is up: clocks differ, and a resend takes a while."""
 
@@ -55,15 +60,6 @@ class HandOver:
     handed: int = 0
     given_back: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What the rows of a batch say; None where nothing leaves, with the reason where it cannot be said."""
-
-    texts: Coded[str | None]
-    media_urls: Coded[str | None]
-    errors: dict[int, str]
 
 
 class Shard:
@@ -243,7 +239,8 @@ class Shard:
         leased, opens_us = await self._windows.look(leased, remain, catalogue)
         shut = np.flatnonzero(opens_us > leased.slot_us)
         back |= dict.fromkeys(shut.tolist(), "window shut")
-        said = self._render(leased, back)
+        remain = np.setdiff1d(remain, shut)
+        said = say(leased, *await self._service_windows(leased, remain, now_us), catalogue, self._templates)
         key_known_us = now_us - span_us(_KEY_MARGIN * self._settings.key_retention_s)
         back |= await persistently(
             lambda: self._store.last_look(leased, said.texts, said.media_urls, now_us, key_known_us)
@@ -263,8 +260,7 @@ class Shard:
         leaving = leased.take(rows)
         self._out[number] = leaving
         if len(unsayable):
-            errors = [f"content: {said.errors[row]}" for row in unsayable.tolist()]
-            self._reject(leased.take(unsayable), errors, catalogue, now_us)
+            self._keep(leased.take(unsayable), [said.errors[row] for row in unsayable.tolist()], catalogue, now_us)
         step = catalogue.indices(leaving.step)
         outgoing = Outgoing(
             device=leaving.device,
@@ -278,14 +274,30 @@ class Shard:
             key=idempotency_keys(leaving.enrolment, leaving.visit, leaving.generation),
             sequence=Coded([catalogue.sequence_of[trigger].name for trigger in catalogue.triggers], step),
             step=Coded(catalogue.triggers, step),
+            template=said.templates and [said.templates[row] for row in rows.tolist()],
         )
         counts = await self._send(leaving, outgoing, catalogue) if len(leaving) else {}
         del self._out[number]
         return HandOver(len(leaving), len(back), counts)
 
+    async def _service_windows(
+        self, leased: Leased, remain: Indices, now_us: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows leave, and which may say no more than an approved template: asked only where it counts."""
+        leaves, outside = np.zeros((2, len(leased)), np.bool_)
+        leaves[remain] = True
+        rows = remain[self._slots.windowed(leased.device[remain])]
+        if len(rows):
+            # It has to be open still when the message arrives.
+            since_us = now_us - self._settings.hours_us(_SERVICE_WINDOW_H) + span_us(self._settings.deadline_s)
+            part = leased.take(rows)
+            outside[rows] = ~await persistently(lambda: self._store.open_windows(part.lead, part.device, since_us))
+        return leaves, outside
+
     async def _send(self, leased: Leased, outgoing: Outgoing, catalogue: Catalogue) -> dict[str, int]:
         """Hand over and book what comes back; what the sender says nothing about is in doubt."""
         counts: dict[str, int] = {}
+        resting: list[tuple[Int32s, Int64s]] = []
         untold = np.ones(len(leased), np.bool_)
 
         def book(outcomes: Outcomes) -> None:
@@ -294,6 +306,9 @@ class Shard:
             self._end(leased.take(outcomes.row), sent.key, outcomes, (sent.text, sent.media_url), catalogue)
             for value, count in zip(*np.unique(outcomes.outcome, return_counts=True), strict=True):
                 counts[Outcome(value).label] = counts.get(Outcome(value).label, 0) + int(count)
+            if len(told := np.flatnonzero(outcomes.outcome == Outcome.THROTTLED_ACCOUNT)):
+                until_us = rest_until_us(Outcome.THROTTLED_ACCOUNT, outcomes.at_us[told], outcomes.retry_after_s[told])
+                resting.append((outgoing.device[outcomes.row[told]], until_us))
 
         try:
             async for outcomes in self._sender.send(outgoing):
@@ -312,6 +327,8 @@ class Shard:
                     retry_after_s=np.full(len(rows), np.nan),
                 )
             )
+        for device, until_us in resting:
+            await persistently(partial(self._store.rest_accounts, device, until_us))
         return counts
 
     async def _unknown_steps(self, leased: Leased) -> list[int]:
@@ -341,53 +358,20 @@ class Shard:
         # At a step that does not exist it would be first in line for ever, and keep the device's slots from all others.
         nowhere = [reason == "unknown step" for reason in back.values()]
         due_us[nowhere] += span_us(self._settings.retry_base_s)
+        aside = [reason == "step paused" for reason in back.values()]
         token = np.full(len(rows), leased.token, np.int64)
         forgotten = [reason == "key forgotten" for reason in back.values()]
-        await persistently(lambda: self._store.give_back(part.enrolment, token, due_us, stop, now_us, forgotten))
+        await persistently(lambda: self._store.give_back(part.enrolment, token, due_us, stop, now_us, forgotten, aside))
         self._due.append((part.device, due_us))
 
-    def _render(self, leased: Leased, back: Mapping[int, str]) -> _Said:
-        """What each row says, a batch a step: a resend what it said before, one that does not leave nothing."""
-        texts: list[str | None] = [None]
-        media_urls: list[str | None] = [None]
-        text, media_url = np.zeros((2, len(leased)), np.intp)
-        errors: dict[int, str] = {}
-
-        def say(rows: Indices, said: Sequence[str | None], media: Sequence[str | None]) -> None:
-            text[rows] = len(texts) + np.arange(len(said))
-            media_url[rows] = len(media_urls) + np.arange(len(media))
-            texts.extend(said)
-            media_urls.extend(media)
-
-        leaves = np.ones(len(leased), np.bool_)
-        leaves[list(back)] = False
-        again = Coded.of(leased.resend_text).where(lambda before: before is not None)
-        repeated = leased.take(rows := np.flatnonzero(leaves & again))
-        say(rows, repeated.resend_text, repeated.resend_media_url)
-        step = np.where(leaves & ~again, self._catalogue.indices(leased.step), -1)
-        for index in np.flatnonzero(np.bincount(step + 1)[1:]).tolist():
-            rows = np.flatnonzero(step == index)
-            trigger = self._catalogue.triggers[index]
-            template = self._templates[trigger]
-            media = [self._catalogue.step[trigger].media_url]
-            if template.constant is not None:
-                say(rows, [template.constant], media)
-                continue
-            part = leased.take(rows)
-            rendered, failed = template.render_batch(part.phone, part.name, part.attributes)
-            say(rows, rendered, media)
-            for place, problem in failed.items():
-                errors[int(rows[place])], text[rows[place]] = problem, 0
-        return _Said(Coded(texts, text), Coded(media_urls, media_url), errors)
-
-    def _reject(self, part: Leased, errors: list[str], catalogue: Catalogue, now_us: int) -> None:
-        """End rows whose message cannot be rendered: they never left."""
+    def _keep(self, part: Leased, reasons: list[tuple[Outcome, str]], catalogue: Catalogue, now_us: int) -> None:
+        """End rows that have nothing to say: they never left."""
         outcomes = Outcomes(
             row=np.arange(len(part)),
-            outcome=np.full(len(part), int(Outcome.REJECTED), np.int8),
+            outcome=np.array([outcome for outcome, _ in reasons], np.int8),
             at_us=np.maximum(part.slot_us, now_us),
             message_id=Coded.same(None, len(part)),
-            error=errors,
+            error=[error for _, error in reasons],
             retry_after_s=np.full(len(part), np.nan),
         )
         self._slots.release(part.device, part.slot_us)

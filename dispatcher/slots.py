@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.config import Settings
-from dispatcher.core.backoff import THROTTLE_S
 from dispatcher.core.batches import Freed, Indices, Int32s, Int64s, Leased, Outcomes
 from dispatcher.core.breaker import Breakers, Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.leases import Usage
 from dispatcher.core.moments import SECOND_US, span_us, to_datetime
-from dispatcher.core.outcomes import UNCHARGED, Outcome
+from dispatcher.core.outcomes import CONSEQUENCES, QUARANTINES, UNCHARGED, Outcome
 from dispatcher.core.quota import Offer, SlidingLog
 
 _log = logging.getLogger(__name__)
 _UNCHARGED: Final = np.array([int(outcome) for outcome in UNCHARGED])
+_QUARANTINES: Final = np.array([int(outcome) for outcome in QUARANTINES])
+_RESTS: Final = [outcome for outcome, what in CONSEQUENCES.items() if what.rests]
 
 
 class Slots(NamedTuple):
@@ -59,7 +60,8 @@ class SlotBook:
         self._breakers.add_devices(len(fleet))
         self._breakers.load(fleet.trips, fleet.probe_us)
         self._bound(np.arange(len(fleet)))
-        self._rest_until_us = np.zeros(len(fleet), np.int64)
+        self._windowed = fleet.windowed
+        self._rest_until_us = fleet.rest_until_us.copy()
         self._offer: Offer | None = None
         self._freed: list[Freed] = []
         self._note_groups()
@@ -96,14 +98,14 @@ class SlotBook:
         order = np.argsort(np.concatenate([self._fleet.number, new.number]))
         if len(joined):
             self._log.reorder(order)
-        self._rest_until_us = np.pad(self._rest_until_us, (0, len(new)))[order]
+        self._rest_until_us = np.maximum(np.pad(self._rest_until_us, (0, len(new)))[order], fleet.rest_until_us)
         self._breakers.add_devices(len(new))
         self._breakers.reorder(order)
         self._breakers.load(fleet.trips, fleet.probe_us)
         self._log.set_limits(
             quota_per_hour=fleet.quota_per_hour, quota_per_day=fleet.quota_per_day, min_gap_us=_gap_us(fleet)
         )
-        self._fleet = fleet
+        self._fleet, self._windowed = fleet, fleet.windowed
         self._note_groups()
         self._bound(np.arange(len(fleet)))
         self._load_usage(usage, joined)
@@ -136,6 +138,10 @@ class SlotBook:
     def idempotent(self, device: Int32s) -> NDArray[np.bool_]:
         """Whether the gateways of these devices honour idempotency keys."""
         return self._fleet.idempotent[self._fleet.rows(device)]
+
+    def windowed(self, device: Int32s) -> NDArray[np.bool_]:
+        """Which of these devices may send free text only to those who have written to them lately."""
+        return self._windowed[self._fleet.rows(device)]
 
     # Offers --------------------------------------------------------------------------------------------------
 
@@ -218,15 +224,17 @@ class SlotBook:
         if unknown.any():
             slot_us = leased.slot_us[unknown]
             self._log.postpone(rows[unknown], slot_us, slot_us + span_us(self._settings.deadline_s))
-        throttled = outcomes.outcome == Outcome.THROTTLED
-        if throttled.any():
-            self._rest(rows[throttled], outcomes.at_us[throttled], outcomes.retry_after_s[throttled])
-        refused = outcomes.outcome == Outcome.CREDENTIALS
+        for outcome in _RESTS:
+            throttled = outcomes.outcome == outcome
+            if throttled.any():
+                until_us = rest_until_us(outcome, outcomes.at_us[throttled], outcomes.retry_after_s[throttled])
+                self._rest(outcome, rows[throttled], until_us)
+        refused = np.isin(outcomes.outcome, _QUARANTINES)
         if refused.any():
             # The device is quarantined with the batch; until that is read back, nothing more goes there.
             self._log.set_limits(np.unique(rows[refused]), available=False)
             for row in np.unique(rows[refused]).tolist():
-                _log.warning("device %s: its credentials are refused, it is quarantined", self._fleet.name[row],
+                _log.warning("device %s: its gateway refuses it, it is quarantined", self._fleet.name[row],
                              extra={"event": "device_quarantined"})  # fmt: skip
         if handed:
             turned = self._breakers.book(rows, leased.slot_us, outcomes.outcome, outcomes.at_us)
@@ -244,9 +252,19 @@ class SlotBook:
             else:
                 _log.warning("device %s works again", name, extra={"event": "device_back"})
 
-    def _rest(self, rows: Indices, at_us: Int64s, asked_s: NDArray[np.float64]) -> None:
-        wait_s = np.nan_to_num(asked_s, nan=THROTTLE_S)
-        np.maximum.at(self._rest_until_us, rows, at_us + np.rint(wait_s * SECOND_US).astype(np.int64))
+    def _rest(self, outcome: Outcome, rows: Indices, until_us: Int64s) -> None:
+        np.maximum.at(self._rest_until_us, rows, until_us)
+        if CONSEQUENCES[outcome].rests == "account":
+            for row, until in zip(rows.tolist(), until_us.tolist(), strict=True):
+                together = self._fleet.of_account(row)
+                self._rest_until_us[together] = np.maximum(self._rest_until_us[together], until)
+
+
+def rest_until_us(outcome: Outcome, at_us: Int64s, asked_s: NDArray[np.float64]) -> Int64s:
+    """Until when nothing more is sent after ``outcome``: as long as the gateway asked for, else as is usual."""
+    wait_s = np.nan_to_num(asked_s, nan=CONSEQUENCES[outcome].wait_s or 0.0)
+    until_us: Int64s = at_us + np.rint(wait_s * SECOND_US).astype(np.int64)
+    return until_us
 
 
 def _among(offer: Offer, rows: Indices, slot_us: Int64s) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ import ray
 
 from dispatcher.core.batches import Outcomes, Outgoing
 from dispatcher.core.fleet import Fleet, Gateway
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.errors import InputError
 from dispatcher.ports import Sender
 from dispatcher.sender.http import CONNECTIONS, HttpSender, PunctualTransport
@@ -28,6 +29,8 @@ from simulate.http_referee import ARRIVED, MESSAGE
 
 _LONG_BEFORE_US: Final = 0
 """The time of day for a sender whose deadlines are not to pass."""
+_LOOPBACK: Final = GatewayHosts("127.0.0.0/8")
+"""Where the referee listens."""
 
 
 class RehearsalTransport(httpx.AsyncBaseTransport):
@@ -70,8 +73,8 @@ class RehearsalHttpSender:
 
     def __init__(self, gateways: Mapping[int, Gateway], referee: Any) -> None:
         self._referee = referee
-        self._transport = RehearsalTransport(PunctualTransport(CONNECTIONS))
-        self._http = HttpSender(gateways, lambda: _LONG_BEFORE_US, transport=self._transport)
+        self._transport = RehearsalTransport(PunctualTransport(CONNECTIONS, _LOOPBACK))
+        self._http = HttpSender(gateways, lambda: _LONG_BEFORE_US, _LOOPBACK, transport=self._transport)
 
     async def send(self, batch: Outgoing) -> AsyncIterator[Outcomes]:
         """See ``ports.Sender``; of what got no answer, the slot is the moment at which that was known."""

@@ -472,13 +472,52 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
     assert dripline("devices", "set", "d-4", "--gateway-url", "gw.example")[:2] == (2, "")
     assert dripline("devices", "set", "d-4", "--min-gap-s", "1e300")[:2] == (2, "")
     assert dripline("devices", "list")[1].splitlines() == [
-        "d-1\t6012345\tavailable\t0/90\t0/800\t0/50\t5\thttps://gw.example/1\t-",
-        "d-4\t-\tdraining (SIM change)\t0/5\t0/0\t0/50\t5\thttp://gw.example/4\t-",
+        "d-1\t6012345\tavailable\t0/90\t0/800\t0/50\t5\thttp\thttps://gw.example/1\t-",
+        "d-4\t-\tdraining (SIM change)\t0/5\t0/0\t0/50\t5\thttp\thttp://gw.example/4\t-",
     ]
     assert ask(database_url, "SELECT name, gateway_token, gateway_idempotent FROM devices ORDER BY name") == [
         ("d-1", "secret", False),
         ("d-4", None, True),
     ]
+
+
+def test_a_number_of_the_cloud_api_is_added_with_what_the_api_needs(dripline, database_url):
+    wa = ("devices", "add", "--name", "wa-1", "--gateway-kind", "whatsapp")
+    assert dripline(*wa)[2] == (
+        "error: device 'wa-1': the WhatsApp Cloud API must know its number"
+        " - give it a gateway_phone_number_id, as its account shows it\n"
+    )
+    number = ("--gateway-phone-number-id", "1066")
+    assert dripline(*wa, *number, "--idempotent")[2] == (
+        "error: device 'wa-1': the WhatsApp Cloud API honours no idempotency keys\n"
+    )
+    assert dripline(*wa, *number, "--gateway-account", "acme")[:2] == (0, "added wa-1\n")
+    assert dripline("devices", "set", "wa-1", "--gateway-url", "https://graph.example/v1")[1] == "wa-1: changed\n"
+    assert dripline("devices", "set", "wa-1", "--gateway-kind", "whatsapp")[1] == "wa-1: unchanged\n"
+    assert ask(database_url, "SELECT gateway_url, gateway_idempotent, gateway_account FROM devices") == [
+        ("https://graph.example/v1", False, "acme")
+    ]
+
+
+def test_a_steps_template_is_applied_and_a_paused_step_goes_on(dripline, database_url, tmp_path):
+    path = tmp_path / "course.yaml"
+    step = "{trigger: start, text: 'Hi', template: {name: welcome, language: en, parameters: ['{{ name }}']}}"
+    path.write_text(f"sequences: [{{name: Course, steps: [{step}]}}]\n")
+    assert dripline("apply", path)[0] == 0
+    template = "SELECT template_name, template_language, template_parameters FROM sequence_steps"
+    assert ask(database_url, template) == [("welcome", "en", ["{{ name }}"])]
+    assert dripline("apply", path)[1] == "unchanged: 2 of 2 sequences and steps\n"
+    assert "or the template welcome (en) 'Ann'" in dripline("sequences", "preview", path, "--set", "name=Ann")[1]
+    ask(database_url, "UPDATE sequence_steps SET paused_cause = '132001: Template does not exist'")
+    assert dripline("apply", path)[1] == "unchanged: 2 of 2 sequences and steps\n"
+    assert "step 'start' is paused: 132001: Template does not exist" in dripline("sequences", "list")[1]
+    assert "dripline sequences resume-step" in dripline("status")[1]
+    told = "start: goes on; it was paused because of 132001: Template does not exist\n"
+    assert dripline("sequences", "resume-step", "start")[1] == told
+    assert dripline("sequences", "resume-step", "start")[1] == "start: it was not paused\n"
+    assert dripline("sequences", "resume-step", "stat")[0] == 2
+    path.write_text(path.read_text().replace("{{ name }}", "{{ name.x }}"))
+    assert "a parameter of its template" in dripline("apply", path)[2]
 
 
 def test_a_phone_belongs_to_one_device(dripline, database_url, tmp_path):

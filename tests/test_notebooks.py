@@ -228,6 +228,7 @@ def running(database_url: str, place: Path, tmp_path: Path) -> Iterator[tuple[su
     """A ``dripline run`` whose devices have spent their hour, and what it takes to look inside."""
     ray_of_its_own = {
         "HOME": str(place), "RAY_TMPDIR": str(place), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "DRIPLINE_GATEWAY_HOSTS": "127.0.0.1",
     }  # fmt: skip
     with GatewayProcess(tmp_path / "arrivals.jsonl") as gateway, open(tmp_path / "said", "wb") as said:
         rows(database_url, WORLD.format(gateway=gateway.url))

@@ -190,6 +190,7 @@ def new_world(database_url: str, tmp_path: Path) -> Iterator[Callable[..., World
         gateways.append(process)
         asyncio.run(_populate(database_url, process.url, devices, leads, steps, quota, gap_s))
         given = {f"DRIPLINE_{name.upper()}": str(value) for name, value in settings.items()}
+        given["DRIPLINE_GATEWAY_HOSTS"] = "127.0.0.1"
         return World(database_url, process, settings["hour_s"], quota, leads, steps, given)
 
     yield make
@@ -340,6 +341,17 @@ def test_short_hours_are_refused_for_a_real_gateway(database_url):
     assert refusal(database_url, DRIPLINE_HOUR_S="30") == (
         "error: hour_s=30: gateway https://gateway.example/x is not on the loopback: its devices' real limits would be"
         " overrun - leave hour_s at 3600 for real gateways\n"
+    )
+
+
+def test_a_gateway_at_an_address_within_is_refused_unless_it_is_allowed(database_url):
+    asyncio.run(_populate(database_url, "http://169.254.169.254/latest", 1, 0, 1, 6, 1))
+    assert refusal(database_url, DRIPLINE_GATEWAY_HOSTS="127.0.0.0/8") == (
+        "error: gateway_hosts: gateway http://169.254.169.254/latest is at an address that is not public, or not among"
+        ' those allowed - to allow it, set gateway_hosts = "169.254.169.254"\n'
+    )
+    assert refusal(database_url, DRIPLINE_GATEWAY_HOSTS="a b") == (
+        "error: DRIPLINE_GATEWAY_HOSTS: 'a b' is no host name, address or network\n"
     )
 
 

@@ -49,7 +49,7 @@ def error(code: object, message: str = "no") -> dict[str, object]:
         (
             422,
             error("content", "link\x00not\nallowed"),
-            (Outcome.REJECTED, None, "content: link not allowed"),
+            (Outcome.CONTENT, None, "content: link not allowed"),
         ),
         (400, error("anything_else", "x" * 999), (Outcome.REJECTED, None, f"anything_else: {'x' * 285}")),
         (400, error(17), (Outcome.IN_DOUBT, None, "HTTP 400")),

@@ -21,12 +21,14 @@ import pytest
 
 from dispatcher.core.batches import Outcomes, Outgoing
 from dispatcher.core.fleet import Gateway
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.core.outcomes import Outcome
 from dispatcher.sender.http import HttpSender
 from simulate.gateway import Arrival, GatewayProcess
 
 TOKEN = "secret-token"
 ID = {"message_id": "m-1"}
+LOOPBACK = GatewayHosts("127.0.0.0/8")
 
 Seen = tuple[str, str | None, str | None]
 
@@ -55,7 +57,7 @@ def outgoing(texts: list[str], deadline_s: float = 10.0, device: int = 7) -> Out
 @asynccontextmanager
 async def sending(url: str | None, connections: int = 128, connect_s: float = 5.0) -> AsyncIterator[HttpSender]:
     gateway = Gateway(7, "device-seven", url, TOKEN, idempotent=True)
-    sender = HttpSender({7: gateway}, now_us, connections=connections, connect_s=connect_s)
+    sender = HttpSender({7: gateway}, now_us, LOOPBACK, connections=connections, connect_s=connect_s)
     try:
         yield sender
     finally:
@@ -191,7 +193,9 @@ async def test_messages_that_wait_for_a_connection_expire_unsent(tmp_path: Path)
 
 
 async def test_the_gateway_refuses_what_arrives_after_its_not_after(gateway: GatewayProcess) -> None:
-    slow_clock = HttpSender({7: Gateway(7, "device-seven", gateway.url, None, True)}, lambda: now_us() - 60_000_000)
+    slow_clock = HttpSender(
+        {7: Gateway(7, "device-seven", gateway.url, None, True)}, lambda: now_us() - 60_000_000, LOOPBACK
+    )
     batch = outgoing(["late by the gateway's clock"], deadline_s=-30)
     seen = await outcome_of(slow_clock, batch)
     await slow_clock.close()
@@ -218,7 +222,7 @@ async def test_what_is_known_early_does_not_wait_for_what_is_slow(gateway: Gatew
             8: Gateway(8, "device-eight", silent, None, True),
             9: Gateway(9, "device-nine", None, None, True),
         }
-        sender = HttpSender(gateways, now_us)
+        sender = HttpSender(gateways, now_us, LOOPBACK)
         batch = outgoing(["quick", "silent", "no url", "unknown device"], deadline_s=0.6)
         batch.device[:] = [7, 8, 9, 10]
         groups = await collected(sender, batch)
@@ -239,7 +243,7 @@ async def test_what_is_known_early_does_not_wait_for_what_is_slow(gateway: Gatew
 async def test_a_consumer_that_leaves_early_cancels_what_is_under_way(tmp_path: Path) -> None:
     async with odd_server(lambda writer: None) as (silent, odd):
         sender = HttpSender(
-            {7: Gateway(7, "seven", silent, None, True), 8: Gateway(8, "eight", None, None, True)}, now_us
+            {7: Gateway(7, "seven", silent, None, True), 8: Gateway(8, "eight", None, None, True)}, now_us, LOOPBACK
         )
         batch = outgoing(["silent", "no url"], deadline_s=30)
         batch.device[1] = 8
@@ -348,7 +352,7 @@ async def test_a_gateway_url_that_cannot_work_is_refused(url: str) -> None:
 
 
 async def test_a_token_that_cannot_travel_is_refused_without_being_shown(gateway: GatewayProcess) -> None:
-    sender = HttpSender({7: Gateway(7, "device-seven", gateway.url, f"{TOKEN}\n", True)}, now_us)
+    sender = HttpSender({7: Gateway(7, "device-seven", gateway.url, f"{TOKEN}\n", True)}, now_us, LOOPBACK)
     seen = await outcome_of(sender, outgoing(["hello"]))
     await sender.close()
     assert seen == ("refused", None, "LocalProtocolError")

@@ -136,6 +136,7 @@ async def test_status_as_json_holds_every_figure(world):
             ]
         ],
         "due": 1,
+        "paused_steps": [],
         "paused": [{"what": "sequence", "name": "Crypto", "since": None, "until": None, "reason": None, "count": 1}],
         "skipped": 0,
         "shifted": 0,
@@ -455,3 +456,17 @@ async def test_what_need_not_be_scanned_has_an_index(world, connection, file, na
 
 def _without_entry(enrolments: str) -> list[str]:
     return [re.sub(r"^'.*', entered by \w+ \S+ \S+ UTC \(.*? ago\): ", "", line) for line in enrolments.splitlines()]
+
+
+async def test_what_is_put_off_rests_or_stands_at_a_paused_step_says_so(world, connection):
+    async def said(sql: str) -> str:
+        await connection.execute(sql)
+        return dripline("explain", "1", "--database-url", world).stdout
+
+    put_off = await said("UPDATE sequence_contacts SET last_error = '131049: capped' WHERE lead_id = 1")
+    assert "(in 22 h), then from d-1 (not sent before: 131049: capped)\n" in put_off
+    resting = await said("UPDATE devices SET account_rests_until = dripline_now() + interval '1 minute'")
+    assert "; it rests: its account is asked to slow down\n" in resting
+    paused = await said("UPDATE sequence_steps SET paused_cause = '132001: no such template'")
+    advice = "put it right, then: dripline sequences resume-step fitness_day2"
+    assert f"held, because the step is paused: 132001: no such template - {advice}" in paused

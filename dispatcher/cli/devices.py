@@ -10,6 +10,7 @@ import typer
 
 from dispatcher.cli.common import By, DatabaseUrl, DataDir, actor, database, err, out, progress, run, show_table
 from dispatcher.cli.pause import Reason
+from dispatcher.core.fleet import GatewayKind
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.intake.devices import (
     Device,
@@ -47,6 +48,16 @@ Idempotent = Annotated[
     bool | None,
     typer.Option("--idempotent/--not-idempotent", help="Whether the gateway honours idempotency keys."),
 ]
+Kind = Annotated[
+    GatewayKind | None,
+    typer.Option("--gateway-kind", help="What the gateway speaks.", show_default="http"),
+]
+PhoneNumberId = Annotated[
+    str | None, typer.Option("--gateway-phone-number-id", help="What the WhatsApp Cloud API calls the number.")
+]
+Account = Annotated[
+    str | None, typer.Option("--gateway-account", help="Devices of one account rest together when it is throttled.")
+]
 PerHour = Annotated[int | None, typer.Option("--quota-per-hour", min=0, show_default="80")]
 PerDay = Annotated[int | None, typer.Option("--quota-per-day", min=0, show_default="800")]
 InFlight = Annotated[int | None, typer.Option("--in-flight-max", min=0, show_default="50")]
@@ -82,12 +93,13 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
             + (f" ({row['ramp_per_day']})" if row["ramp_per_day"] else ""),
             f"{row['current_processing']}/{row['in_flight_max']}",
             f"{row['min_gap_s']:g}",
+            row["gateway_kind"],
             row["gateway_url"] or "-",
             row["group_name"] or "-",
         )
         for row in run(body())
     ]
-    show_table(("name", "phone", "health", "hour", "day", "in flight", "gap s", "gateway", "group"), rows)
+    show_table(("name", "phone", "health", "hour", "day", "in flight", "gap s", "speaks", "gateway", "group"), rows)
 
 
 @app.command(epilog="Example: dripline devices groups")
@@ -148,6 +160,9 @@ def add(
     gateway_url: GatewayUrl = None,
     gateway_token: GatewayToken = None,
     gateway_idempotent: Idempotent = None,
+    gateway_kind: Kind = None,
+    gateway_phone_number_id: PhoneNumberId = None,
+    gateway_account: Account = None,
     quota_per_hour: PerHour = None,
     quota_per_day: PerDay = None,
     in_flight_max: InFlight = None,
@@ -202,6 +217,9 @@ def set_(
     gateway_url: GatewayUrl = None,
     gateway_token: GatewayToken = None,
     gateway_idempotent: Idempotent = None,
+    gateway_kind: Kind = None,
+    gateway_phone_number_id: PhoneNumberId = None,
+    gateway_account: Account = None,
     quota_per_hour: PerHour = None,
     quota_per_day: PerDay = None,
     in_flight_max: InFlight = None,

@@ -258,7 +258,7 @@ def why_enrolment(facts: Facts, row: Row) -> str:
         )
     if row["next_trigger_time"] is None:
         return "last step accepted; completion waits for the lead's row, which somebody has locked"
-    return _why_waiting(facts, row) + retries
+    return _why_waiting(facts, row) + (retries or _put_off(row))
 
 
 def _why_stopped(facts: Facts, row: Row) -> str | None:
@@ -278,6 +278,9 @@ def _why_waiting(facts: Facts, row: Row) -> str:
         return f"waiting for {step}; held, because the sequence is paused (due {facts.at(due)})"
     if problems := facts.catalogue.problems.get(row["sequence_id"]):
         return f"waiting for {step}; held, because the sequence is broken: {problems[0]}"
+    if (stands := facts.catalogue.step.get(step)) is not None and stands.paused is not None:
+        advice = f"put it right, then: dripline sequences resume-step {step}"
+        return f"waiting for {step}; held, because the step is paused: {stands.paused} - {advice}"
     if facts.pause is not None:
         until = f" until {facts.at(facts.pause['until'])}" if facts.pause["until"] else ""
         why = f": {facts.pause['reason']}" if facts.pause["reason"] else ""
@@ -321,6 +324,8 @@ def _limit(device: Row) -> str | None:
         return f"is paused since {device['paused_since']:%Y-%m-%d %H:%M:%S} UTC{why}"
     if device["health"] != "available":
         return f"is {device['health']}"
+    if device["account_rests"]:
+        return "rests: its account is asked to slow down"
     if device["messages_hour"] + device["current_processing"] >= device["quota_per_hour"]:
         return "has used up its hour"
     if device["messages_today"] + device["current_processing"] >= device["quota_per_day"]:
@@ -383,6 +388,11 @@ def _retries(row: Row) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _TEXT_SHOWN else f"{text[: _TEXT_SHOWN - 3]}..."
+
+
+def _put_off(row: Row) -> str:
+    """Why it waits though nothing failed: the last attempt was not counted."""
+    return f" (not sent before: {row['last_error']})" if row["last_error"] else ""
 
 
 def _detail(detail: str) -> str:

@@ -54,7 +54,12 @@ def preview(
             out.out(f"{sequence.name}, entered by {entry.trigger}", style="bold")
             for step, after_h in way_from(sequence, entry):
                 (text,), errors = compiled(step.message_text).render_batch([phone], [name], [json.dumps(attributes)])
-                _show(step, after_h, text or f"no message: {errors[0]}")
+                parameters: list[str] = []
+                for parameter in step.template.parameters if step.template else ():
+                    (value,), lacking = compiled(parameter).render_batch([phone], [name], [json.dumps(attributes)])
+                    parameters.append(repr(value))
+                    errors = errors or lacking
+                _show(step, after_h, text or f"no message: {errors[0]}", parameters)
                 if errors:
                     failed.append(f"step {step.trigger!r} of {sequence.name!r}: content error: {errors[0]}")
     for line in dict.fromkeys(failed):
@@ -62,13 +67,15 @@ def preview(
     raise typer.Exit(1 if failed else 0)
 
 
-def _show(step: Step, after_h: int, text: str) -> None:
+def _show(step: Step, after_h: int, text: str, parameters: list[str]) -> None:
     days, hours = divmod(after_h, 24)
     at = " ".join([*[f"{days} d"] * (days > 0), *[f"{hours} h"] * (hours > 0)])
     day = "" if step.day_number is None else f", day {step.day_number}"
     out.out(f"\n  {step.trigger}{day}: {f'{at} after entering' if at else 'at once'}")
     for line in [*text.splitlines(), *filter(None, [step.media_url])]:
         out.out(f"    {line}")
+    if step.template is not None:
+        out.out(f"    or the template {step.template.name} ({step.template.language}) {' '.join(parameters)}".rstrip())
 
 
 def _field(text: str) -> tuple[str, Any]:

@@ -10,7 +10,8 @@ from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show
 from dispatcher.cli.lint import lint
 from dispatcher.cli.plan import plan
 from dispatcher.cli.preview import preview
-from dispatcher.core.graph import problems
+from dispatcher.core.graph import Sequence, problems
+from dispatcher.intake import sequences
 from dispatcher.intake.sequences import count_enrolments, switch
 from dispatcher.store.registry import read_sequences
 
@@ -42,12 +43,16 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
                     len(sequence.steps),
                     *counts.get(sequence.id or 0, (0, 0)),
                     sequence.send_window or "",
-                    "; ".join(problems(sequence)),
+                    "; ".join([*problems(sequence), *_paused(sequence)]),
                 )
                 for sequence in await read_sequences(connection)
             ]
 
     show_table(("id", "name", "state", "steps", "live", "completed", "send window", "problem"), run(body()))
+
+
+def _paused(sequence: Sequence) -> list[str]:
+    return [f"step {step.trigger!r} is paused: {step.paused}" for step in sequence.steps if step.paused is not None]
 
 
 @app.command(epilog='Example: dripline sequences pause "30 Day Fitness"')
@@ -60,6 +65,22 @@ def pause(which: Which, database_url: DatabaseUrl = None, data_dir: DataDir = No
 def resume(which: Which, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
     """Go on with a paused sequence; what is overdue is spread over the devices' quotas."""
     _switch(which, True, database_url, data_dir)
+
+
+@app.command("resume-step", epilog="Example: dripline sequences resume-step fitness_day2")
+def resume_step(
+    trigger: Annotated[str, typer.Argument(metavar="TRIGGER", help="The step's.")],
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Go on with a step that is paused because a gateway refused what it says: put that right first."""
+
+    async def body() -> str | None:
+        async with database(database_url, data_dir) as connection:
+            return await sequences.resume_step(connection, trigger)
+
+    cause = run(body())
+    out.out(f"{trigger}: {'it was not paused' if cause is None else f'goes on; it was paused because of {cause}'}")
 
 
 def _switch(which: str, active: bool, database_url: DatabaseUrl, data_dir: DataDir) -> None:

@@ -35,6 +35,8 @@ class Standing:
     shards_alive: int
     sequences: list[dict[str, Any]]
     due: int
+    paused_steps: list[dict[str, Any]]
+    """Steps that wait for somebody to put right what a gateway refused."""
     paused: list[dict[str, Any]]
     """The fleet, sequences, devices, and leads together: since when, until when, and why."""
     skipped: int
@@ -105,6 +107,7 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
         shards_alive=await connection.fetchval(sql["shards_alive"]),
         sequences=sequences,
         due=sum(row["due"] for row in sequences),
+        paused_steps=_rows(await connection.fetch(sql["paused_steps"])),
         paused=await list_paused(connection),
         skipped=late["skipped"],
         shifted=late["shifted"],
@@ -136,6 +139,9 @@ def show(standing: Standing) -> None:
         ("sequence", "state", "total", "active", "completed", "failed", "stopped", "in doubt", "due now", "next due"),
         [_sequence_row(row, standing.now) for row in standing.sequences],
     )
+    for row in standing.paused_steps:
+        text = f"step {row['trigger']} ({row['sequence']}): {row['cause']}"
+        _line("paused", f"{text} - put it right, then: dripline sequences resume-step", "yellow")
     _heading("sending")
     for row in standing.paused:
         _line("paused", _paused(row, standing.now), "yellow")

@@ -19,20 +19,19 @@ _FIRST: Final = 0xBF58476D1CE4E5B9
 _SECOND: Final = 0x94D049BB133111EB
 _MASK: Final = 2**64 - 1
 _UNIT: Final = 2.0**-53
-THROTTLE_S: Final = 60.0
-"""How long a throttled device rests when its gateway does not say."""
-
-_MOST_DOUBLINGS: Final = 100
-"""Far beyond every cap, far below overflow."""
+_GROWTH: Final = 7.0
+"""A minute, an hour and most of a working day apart: with the defaults five attempts span about six hours."""
+_FACTORS: Final = tuple(_GROWTH**step for step in range(101))
+"""Up to far beyond every cap, far below overflow."""
 
 
 def delay_s(retry: int, uniform: float, base_s: float, cap_s: float) -> float:
     """Seconds to wait after the ``retry``-th counted failure (the first is 1).
 
-    Between half and all of ``base_s`` doubled with every further failure, at most ``cap_s``; ``uniform`` in
-    [0, 1) says where between, so that what failed together does not come back together.
+    Between half and all of ``base_s``, seven times as long with every further failure, at most ``cap_s``; ``uniform``
+    in [0, 1) says where between, so that what failed together does not come back together.
     """
-    whole = min(cap_s, base_s * 2.0 ** min(retry - 1, _MOST_DOUBLINGS))
+    whole = min(cap_s, base_s * _FACTORS[min(retry, len(_FACTORS)) - 1])
     return whole * (0.5 + 0.5 * uniform)
 
 
@@ -40,8 +39,9 @@ def delays_s(
     retry: NDArray[np.integer], uniform: NDArray[np.float64], base_s: float, cap_s: float
 ) -> NDArray[np.float64]:
     """``delay_s`` of every row."""
-    doublings = np.minimum(retry.astype(np.int64) - 1, _MOST_DOUBLINGS)
-    return np.minimum(cap_s, base_s * np.exp2(doublings)) * (0.5 + 0.5 * uniform)
+    factors = np.array(_FACTORS)[np.minimum(retry, len(_FACTORS)) - 1]
+    waits: NDArray[np.float64] = np.minimum(cap_s, base_s * factors) * (0.5 + 0.5 * uniform)
+    return waits
 
 
 def text_key(text: str) -> int:

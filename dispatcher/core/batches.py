@@ -192,6 +192,9 @@ class Outgoing(Columns):
     """Idempotency keys, 16 bytes each."""
     sequence: Sequence[str]
     step: Sequence[str]
+    template: Sequence[str | None] | None = None
+    """What leaves instead of the text: an approved template as JSON, ``{"name", "language", "parameters"}``; None where
+    the text does. None altogether: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,16 @@ SenderPolicy = Literal["prefer", "strict", "any"]
 WhenLate = Literal["skip", "shift"]
 
 
+class Template(NamedTuple):
+    """A message text that a network has approved, by the name it is known there; ``parameters`` fill its gaps."""
+
+    name: str
+    language: str
+    """As the network writes it: en, en_US, pt_BR."""
+    parameters: tuple[str, ...] = ()
+    """Message texts themselves, over a lead's fields."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One message of a sequence; the next step is due ``delay_h`` hours after this one was accepted."""
@@ -46,6 +56,15 @@ class Step:
     day_number: int | None = None
     is_entry: bool = False
     media_url: str | None = None
+    template: Template | None = None
+    """What is sent where free text may not be."""
+    paused: str | None = field(default=None, compare=False)
+    """Why whoever stands here waits until somebody has seen to it; no part of what a step says."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything it renders for a lead."""
+        return (self.message_text, *(self.template.parameters if self.template else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +190,11 @@ def _step_findings(step: Step) -> Iterator[_Finding]:
             compiled(step.message_text)
         except TemplateError as error:
             yield _Finding(trigger, str(error), "", "message_text")
+    for parameter in step.template.parameters if step.template else ():
+        try:
+            compiled(parameter)
+        except TemplateError as error:
+            yield _Finding(trigger, f"a parameter of its template: {error}", "", "template")
     if step.delay_h < MIN_DELAY_H:
         yield _Finding(
             trigger, f"its delay is {step.delay_h} hours", f"at least {MIN_DELAY_H} hour is needed", "delay_h"
@@ -288,6 +312,11 @@ class Catalogue:
             limits_lateness=bool(np.isfinite(limits).any()),
             max_lateness_h=np.array([*limits, np.inf]),
         )
+
+    @property
+    def paused_steps(self) -> frozenset[str]:
+        """Triggers of the steps that wait for somebody to see to them."""
+        return frozenset(trigger for trigger, step in self.step.items() if step.paused is not None)
 
     def indices(self, triggers: Rows[str]) -> Indices:
         """The index of each trigger; -1 for those that no step has."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import asyncpg
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from dispatcher.config import problem_of
+from dispatcher.core.fleet import GRAPH_URL, GatewayKind
 from dispatcher.errors import InputError
 from dispatcher.intake.csv_file import CsvFile
 from dispatcher.store.statements import statements
@@ -56,6 +57,9 @@ class Device(BaseModel):
     ramp_growth: Annotated[float, Field(gt=1, le=100, allow_inf_nan=False)] | None = None
     group: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
     """Whose limit it shares; ``NO_GROUP`` takes it out of its group."""
+    gateway_kind: GatewayKind | None = None
+    gateway_phone_number_id: Annotated[str, StringConstraints(pattern=r"^[0-9]+$", max_length=64)] | None = None
+    gateway_account: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
 
     @field_validator("phone")
     @classmethod
@@ -67,6 +71,12 @@ class Device(BaseModel):
         if not (digits.isascii() and digits.isdigit() and len(digits) in _PHONE_DIGITS):
             raise ValueError(f"{phone!r} is no phone number")
         return digits
+
+    @model_validator(mode="after")
+    def _whatsapp(self) -> Self:
+        if self.gateway_kind == "whatsapp" and self.gateway_idempotent:
+            raise ValueError("the WhatsApp Cloud API honours no idempotency keys")
+        return self
 
 
 _KNOWN: Final = f"known are {', '.join(Device.model_fields)}"
@@ -97,7 +107,8 @@ def device(subject: str, values: dict[str, Any]) -> Device:
     try:
         return Device(**values)
     except ValidationError as error:
-        raise InputError(subject, f"{error.errors()[0]['loc'][0]}: {problem_of(error)}") from None
+        where = "".join(f"{name}: " for name in error.errors()[0]["loc"][:1])
+        raise InputError(subject, f"{where}{problem_of(error)}") from None
 
 
 def device_group(name: str, quota_per_hour: int | None, quota_per_day: int | None) -> DeviceGroup:
@@ -133,8 +144,10 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
 
     Raises:
         InputError: its phone is another device's: the limits of a number would hold twice. Or there is no such group,
-            or it is retired.
+            or it is retired, or speaks to the WhatsApp Cloud API and nobody has said as which number.
     """
+    if given.gateway_kind == "whatsapp":
+        given = await _whatsapp(connection, given)
     if given.phone is not None:
         other = await connection.fetchval(statements("intake")["device_of_phone"], given.phone, given.name)
         if other is not None:
@@ -153,6 +166,17 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
         problem = f"device {given.name!r}", "it is retired, for good", "add a new one of another name"
         raise InputError(*problem) from None
     return created
+
+
+async def _whatsapp(connection: asyncpg.Connection, given: Device) -> Device:
+    """The device with what the Cloud API needs."""
+    known = await connection.fetchrow(statements("intake")["device_gateway"], given.name)
+    if given.gateway_phone_number_id is None and (known is None or known["gateway_phone_number_id"] is None):
+        advice = "give it a gateway_phone_number_id, as its account shows it"
+        raise InputError(f"device {given.name!r}", "the WhatsApp Cloud API must know its number", advice)
+    if given.gateway_url is None and (known is None or known["gateway_kind"] != "whatsapp"):
+        return given.model_copy(update={"gateway_url": GRAPH_URL})
+    return given
 
 
 async def add_device(connection: asyncpg.Connection, given: Device) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Rows
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -165,12 +166,16 @@ def _texts(placed: _Placed, attributes: Attributes | None) -> Iterator[Remark]:
             template = compiled(step.message_text)
         except TemplateError:
             continue
-        for problem, advice in (*_variables(step, template.reads, attributes), *_length(step)):
+        for problem, advice in (*_variables(step.message_text, template.reads, attributes), *_length(step)):
             yield placed.remark("warning", ("steps", number, "text"), problem, advice)
+        for parameter in step.template.parameters if step.template else ():
+            with suppress(TemplateError):
+                for problem, advice in _variables(parameter, compiled(parameter).reads, attributes):
+                    yield placed.remark("warning", ("steps", number, "template"), problem, advice)
 
 
-def _variables(step: Step, reads: Rows[str], attributes: Attributes | None) -> Iterator[tuple[str, str]]:
-    needed = needs(step.message_text)
+def _variables(text: str, reads: Rows[str], attributes: Attributes | None) -> Iterator[tuple[str, str]]:
+    needed = needs(text)
     for name in reads:
         if problem := _unlikely(name, attributes):
             yield problem

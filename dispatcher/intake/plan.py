@@ -78,6 +78,8 @@ async def _of_steps(connection: asyncpg.Connection, work: Work) -> AsyncIterator
 def _fates(changed: dict[str, tuple[object, object]]) -> Iterator[str]:
     if "message_text" in changed or "media_url" in changed:
         yield "get the new text, but for those whose message is on its way"
+    if "template" in changed:
+        yield "get the new template where free text may not be sent"
     if "delay_h" in changed:
         was, shall_be = changed["delay_h"]
         yield f"wait {shall_be} h after it instead of {was} h"

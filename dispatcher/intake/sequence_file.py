@@ -14,8 +14,9 @@
 ``send_window`` goes by the clock of the lead, in its own time zone or, where that is unknown, the one given. With
 ``exit: {on_reply: true}`` whoever writes back hears no more of the sequence.
 Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
-sequence there); without ``entry`` anywhere, the first step is the entry. Everything is checked before it is
-used, and an error names the file, the line, the sequence and the step.
+sequence there); without ``entry`` anywhere, the first step is the entry. ``template: {name: welcome, language: en,
+parameters: ["{{ name }}"]}`` is what a WhatsApp device sends to a lead that has not written lately. Everything is
+checked before it is used, and an error names the file, the line, the sequence and the step.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
-from dispatcher.core.graph import SenderPolicy, Sequence, Step, WhenLate, check
+from dispatcher.core.graph import SenderPolicy, Sequence, Step, Template, WhenLate, check
 from dispatcher.core.windows import DAYS, Window
 from dispatcher.errors import GraphError, InputError
 from dispatcher.intake.yaml_file import Finding, YamlFile, read
@@ -48,6 +49,18 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class TemplateEntry(_Model):
+    """An approved template, sent where free text may not be; ``parameters`` fill its body's gaps in order."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,512}$")]
+    language: Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(_[A-Za-z]{2,4})?$")]
+    parameters: list[Annotated[str, StringConstraints(min_length=1, pattern=_NO_NUL)]] = []
+
+    def template(self) -> Template:
+        """The template that is meant."""
+        return Template(self.name, self.language, tuple(self.parameters))
+
+
 class StepEntry(_Model):
     """One step as it is written; ``delay_hours`` is the wait after it."""
 
@@ -58,6 +71,7 @@ class StepEntry(_Model):
     delay_hours: Annotated[int, Field(le=2**31 - 1)] = 24
     entry: bool | None = None
     media_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\x00]+$")] | None = None
+    template: TemplateEntry | None = None
 
 
 class After(_Model):
@@ -148,6 +162,7 @@ class SequenceEntry(_Model):
                     day_number=step.day,
                     is_entry=bool(step.entry) if entry_is_marked else position == 0,
                     media_url=step.media_url,
+                    template=None if step.template is None else step.template.template(),
                 )
                 for position, step in enumerate(self.steps)
             ),

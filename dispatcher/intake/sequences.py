@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields
 
@@ -166,6 +167,9 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
             [step.day_number for step in steps],
             [step.is_entry for step in steps],
             [step.media_url for step in steps],
+            [step.template and step.template.name for step in steps],
+            [step.template and step.template.language for step in steps],
+            [json.dumps(step.template.parameters if step.template else ()) for step in steps],
         )
 
 
@@ -200,7 +204,7 @@ def differences(
     pairs = {
         each.name: (getattr(was, each.name), getattr(shall_be, each.name))
         for each in fields(shall_be)
-        if each.name not in ignored
+        if each.compare and each.name not in ignored
     }
     return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
@@ -220,6 +224,22 @@ async def switch(connection: asyncpg.Connection, name_or_id: str, active: bool) 
     found = await find_sequence(connection, name_or_id)
     status = await connection.execute(statements("intake")["switch_sequence"], found.id, active)
     return found.name, status == "UPDATE 1"
+
+
+async def resume_step(connection: asyncpg.Connection, trigger: str) -> str | None:
+    """Let those who stand at a step go on; why it was paused, None when it was not.
+
+    Raises:
+        InputError: there is no such step.
+    """
+    async with connection.transaction():
+        row = await connection.fetchrow(statements("intake")["lock_step"], trigger)
+        if row is None:
+            raise InputError(f"step {trigger!r}", "there is none", "see: dripline sequences list")
+        cause: str | None = row["paused_cause"]
+        if cause is not None:
+            await connection.execute(statements("intake")["resume_step"], trigger)
+        return cause
 
 
 async def find_sequence(connection: asyncpg.Connection, name_or_id: str) -> Sequence:

@@ -1,4 +1,4 @@
-"""What a gateway's answer, or its absence, proves about one message. Pure: no I/O, no clock.
+"""The generic HTTP contract: what a request says, and what an answer, or its absence, proves. Pure: no I/O, no clock.
 
 Whatever no row below names is ``IN_DOUBT``. Only 200, 201, 202 and 409 can say that a message went out, and
 then only with a message id; a refusal counts as one only in the words of the contract.
@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import httpx
 
-from dispatcher.core.moments import SECOND_US, from_datetime
+from dispatcher.core.batches import Outgoing
+from dispatcher.core.fleet import Gateway
+from dispatcher.core.moments import SECOND_US, from_datetime, to_datetime
 from dispatcher.core.outcomes import Outcome
 
 BY_STATUS: Final = {
@@ -36,19 +39,22 @@ WITH_MESSAGE_ID: Final = {
 WITH_CODE: Final = {
     (410, "expired"): Outcome.EXPIRED,
     (503, "not_accepted"): Outcome.REFUSED,
-    (400, "opted_out"): Outcome.OPTED_OUT,
-    (404, "opted_out"): Outcome.OPTED_OUT,
-    (422, "opted_out"): Outcome.OPTED_OUT,
+    (429, "pair_throttled"): Outcome.THROTTLED_PAIR,
+    (429, "account_throttled"): Outcome.THROTTLED_ACCOUNT,
+    (429, "recipient_capped"): Outcome.CAPPED,
+    (403, "quality"): Outcome.QUALITY,
 }
-"""Statuses that count with this ``{"error": {"code"}}`` only."""
+"""Statuses that count with this ``{"error": {"code"}}`` only, before those that say enough."""
 
-WITH_ANY_CODE: Final = {
-    400: Outcome.REJECTED,
-    404: Outcome.REJECTED,
-    422: Outcome.REJECTED,
+REFUSALS: Final = (400, 404, 422)
+"""Statuses that turn a message down for good, with an ``{"error": {"code"}}``; a framework's own 404 has none."""
+
+REFUSED_WITH: Final = {
+    "opted_out": Outcome.OPTED_OUT,
+    "content": Outcome.CONTENT,
+    "service_window": Outcome.SERVICE_WINDOW,
 }
-"""Statuses that count with any other ``{"error": {"code"}}``; a proxy's or a framework's own 404 has none."""
-
+"""What such a code says; every other one: the recipient cannot be written to."""
 NEVER_LEFT: Final = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -57,12 +63,39 @@ NEVER_LEFT: Final = (
 )
 """Failures that prove by their class that nothing was handed over."""
 
+REDIRECTED: Final = "HTTP {status}: redirects are not followed; correct the gateway_url"
+
 ERROR_CHARS: Final = 300
 MESSAGE_ID_CHARS: Final = 255
 
 
 class PastDeadlineError(Exception):
     """The message's deadline had passed when its bytes were about to leave."""
+
+
+class ForbiddenHostError(Exception):
+    """A gateway's host has no address that requests may go to.
+
+    Args:
+        host: as the device names it.
+        address: one that it has.
+    """
+
+    def __init__(self, host: str, address: str) -> None:
+        super().__init__(host, address)
+        self.host, self.address = host, address
+
+    def __str__(self) -> str:
+        where = self.host if self.host == self.address else f"{self.host} ({self.address})"
+        return f"gateway {where} is not allowed: it must be public, or stand in the setting gateway_hosts"
+
+
+class Request(NamedTuple):
+    """What one message is asked with, beside what all requests carry."""
+
+    url: str
+    headers: dict[str, str]
+    message: dict[str, Any]
 
 
 class Answer(NamedTuple):
@@ -75,6 +108,21 @@ class Answer(NamedTuple):
     """What the gateway asked for; NaN when it asked for nothing."""
 
 
+def request(gateway: Gateway, batch: Outgoing, row: int) -> Request:
+    """The request for one message."""
+    key = str(UUID(bytes=batch.key[row]))
+    not_after = to_datetime(int(batch.deadline_us[row])).isoformat().replace("+00:00", "Z")
+    message = {
+        "device_id": gateway.device_id,
+        "to": batch.to[row],
+        "text": batch.text[row],
+        "media_url": batch.media_url[row],
+        "idempotency_key": key,
+    }
+    url = f"{(gateway.url or '').rstrip('/')}/messages"
+    return Request(url, {"Idempotency-Key": key, "Not-After": not_after}, message)
+
+
 def from_response(status: int, headers: Mapping[str, str], body: bytes, now_us: int) -> Answer:
     """What a complete answer proves.
 
@@ -84,16 +132,16 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes, now_us: 
         body: the answer's body; a truncated one is treated as malformed.
         now_us: business time, against which a ``Retry-After`` date is measured.
     """
-    said = _json_object(body)
+    said = json_object(body)
     if status in WITH_MESSAGE_ID:
-        message_id = _message_id(said)
-        if message_id is None:
+        given = message_id(said, "message_id")
+        if given is None:
             return Answer(Outcome.IN_DOUBT, error=f"HTTP {status} without a message_id")
-        return Answer(WITH_MESSAGE_ID[status], message_id)
+        return Answer(WITH_MESSAGE_ID[status], given)
     if 300 <= status < 400:
-        return Answer(Outcome.REFUSED, error=f"HTTP {status}: redirects are not followed; correct the gateway_url")
+        return Answer(Outcome.REFUSED, error=REDIRECTED.format(status=status))
     code = _code(status, said)
-    asked_s = _retry_after_s(headers.get("retry-after"), now_us) if status in (429, 503) else math.nan
+    asked_s = retry_after_s(headers.get("retry-after"), now_us) if status in (429, 503) else math.nan
     return Answer(_refusal(status, code), None, _reason(status, code, said), asked_s)
 
 
@@ -110,22 +158,25 @@ def from_failure(error: Exception, *, begun: bool) -> Answer:
         if begun:
             return Answer(Outcome.IN_DOUBT, error="no answer before the deadline")
         return Answer(Outcome.EXPIRED, error="the deadline passed before the message could leave")
+    if isinstance(error, ForbiddenHostError):
+        return Answer(Outcome.CREDENTIALS, error=clean(str(error)))
     unsent = not begun or isinstance(error, NEVER_LEFT)
     # Only these texts come from the network; others can quote the request, its token included.
     told = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError | httpx.UnsupportedProtocol)
     text = f"{type(error).__name__}: {error}" if told and str(error) else type(error).__name__
-    return Answer(Outcome.REFUSED if unsent else Outcome.IN_DOUBT, error=_clean(text))
+    return Answer(Outcome.REFUSED if unsent else Outcome.IN_DOUBT, error=clean(text))
 
 
 def _refusal(status: int, code: str | None) -> Outcome:
-    if status in BY_STATUS:
-        return BY_STATUS[status]
-    if code is None:
-        return Outcome.IN_DOUBT
-    return WITH_CODE.get((status, code), WITH_ANY_CODE.get(status, Outcome.IN_DOUBT))
+    if code is not None and (status, code) in WITH_CODE:
+        return WITH_CODE[status, code]
+    if code is not None and status in REFUSALS:
+        return REFUSED_WITH.get(code, Outcome.REJECTED)
+    return BY_STATUS.get(status, Outcome.IN_DOUBT)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The object that an answer holds; empty for anything else."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
@@ -133,8 +184,9 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _message_id(said: dict[str, Any]) -> str | None:
-    given = said.get("message_id")
+def message_id(said: dict[str, Any], name: str) -> str | None:
+    """What the gateway calls the message; None without a name that can be kept."""
+    given = said.get(name)
     text = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else ""
     return text if text.isprintable() and 0 < len(text) <= MESSAGE_ID_CHARS else None
 
@@ -150,15 +202,15 @@ def _reason(status: int, code: str | None, said: dict[str, Any]) -> str:
     if code is None:
         return f"HTTP {status}"
     message = said.get("error", said).get("message")
-    return _clean(f"{code}: {message}" if isinstance(message, str) and message else code)
+    return clean(f"{code}: {message}" if isinstance(message, str) and message else code)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """One bounded line that PostgreSQL can store: no control characters, no lone surrogates."""
     return "".join(char if char.isprintable() else " " for char in text[:ERROR_CHARS])
 
 
-def _retry_after_s(value: str | None, now_us: int) -> float:
+def retry_after_s(value: str | None, now_us: int) -> float:
     """Seconds from ``Retry-After``: seconds or an HTTP date (RFC 9110, 10.2.3); NaN when unreadable."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit() and len(text) < 10:

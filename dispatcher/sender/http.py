@@ -1,4 +1,4 @@
-"""``HttpSender``: one HTTP request a message, each bounded by the message's own deadline.
+"""``HttpSender``: one HTTP request a message, in the words of its gateway, bounded by the message's own deadline.
 
 Business time is read when a batch starts and when an outcome is known. Between the two the monotonic clock
 counts, so a step of the wall clock cannot stretch a deadline.
@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -17,16 +18,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NamedTuple
-from uuid import UUID
 
+import httpcore
 import httpx
 import numpy as np
 
 from dispatcher.core.batches import Outcomes, Outgoing
-from dispatcher.core.fleet import Gateway
-from dispatcher.core.moments import SECOND_US, to_datetime
+from dispatcher.core.fleet import Gateway, GatewayKind
+from dispatcher.core.hosts import GatewayHosts
+from dispatcher.core.moments import SECOND_US
 from dispatcher.core.outcomes import Outcome
-from dispatcher.sender.contract import Answer, PastDeadlineError, from_failure, from_response
+from dispatcher.sender import contract, whatsapp
+from dispatcher.sender.contract import Answer, PastDeadlineError, Request, from_failure
+from dispatcher.sender.hosts import GuardedBackend
 
 BODY_BYTES: Final = 64 * 1024
 GATHER_S: Final = 0.02
@@ -38,12 +42,28 @@ CONNECTIONS: Final = 128
 UNACKNOWLEDGED_MS: Final = 30_000
 
 
+class Words(NamedTuple):
+    """What a kind of gateway speaks."""
+
+    request: Callable[[Gateway, Outgoing, int], Request]
+    """The request for one row of a batch."""
+    answer: Callable[[int, Mapping[str, str], bytes, int], Answer]
+    """What a complete answer proves: status, headers, body, business time."""
+
+
+WORDS: Final[dict[GatewayKind, Words]] = {
+    "http": Words(contract.request, contract.from_response),
+    "whatsapp": Words(whatsapp.request, whatsapp.from_response),
+}
+
+
 class HttpSender:
-    """The ``Sender`` port over the generic HTTP gateway contract.
+    """The ``Sender`` port over HTTP; devices of one batch may speak to gateways of different kinds.
 
     Args:
         gateways: by device number.
         now_us: business time.
+        hosts: where requests may go.
         connections: requests under way at once, at most; further messages wait, within their deadlines.
         connect_s: how long a gateway may take to accept a connection before it counts as refused.
         transport: what carries the requests; None: a ``PunctualTransport``.
@@ -53,6 +73,7 @@ class HttpSender:
         self,
         gateways: Mapping[int, Gateway],
         now_us: Callable[[], int],
+        hosts: GatewayHosts,
         *,
         connections: int = CONNECTIONS,
         connect_s: float = 10.0,
@@ -67,7 +88,7 @@ class HttpSender:
         for slot in reversed(range(connections)):
             self._free.put_nowait(slot // POOL_CONNECTIONS)
         self._client = httpx.AsyncClient(
-            transport=transport or PunctualTransport(connections),
+            transport=transport or PunctualTransport(connections, hosts),
             timeout=httpx.Timeout(None, connect=connect_s),
             follow_redirects=False,
             trust_env=False,
@@ -116,7 +137,7 @@ class HttpSender:
                     body = await _bounded_body(response)
                 finally:
                     await response.aclose()
-            return from_response(response.status_code, response.headers, body, self._now_us())
+            return WORDS[gateway.kind].answer(response.status_code, response.headers, body, self._now_us())
         except Exception as error:
             return from_failure(error, begun=departure.begun)
 
@@ -129,28 +150,12 @@ class HttpSender:
             self._free.put_nowait(pool)
 
     def _request(self, gateway: Gateway, batch: Outgoing, row: int, extensions: dict[str, object]) -> httpx.Request:
-        key = str(UUID(bytes=batch.key[row]))
-        headers = {
-            "Content-Type": "application/json",
-            "Idempotency-Key": key,
-            "Not-After": to_datetime(int(batch.deadline_us[row])).isoformat().replace("+00:00", "Z"),
-        }
+        url, own, message = WORDS[gateway.kind].request(gateway, batch, row)
+        headers = {"Content-Type": "application/json", **own}
         if gateway.token:
             headers["Authorization"] = f"Bearer {gateway.token}"
-        message = {
-            "device_id": gateway.device_id,
-            "to": batch.to[row],
-            "text": batch.text[row],
-            "media_url": batch.media_url[row],
-            "idempotency_key": key,
-        }
-        return self._client.build_request(
-            "POST",
-            f"{(gateway.url or '').rstrip('/')}/messages",
-            content=json.dumps(message).encode(),
-            headers=headers,
-            extensions=extensions,
-        )
+        content = json.dumps(message).encode()
+        return self._client.build_request("POST", url, content=content, headers=headers, extensions=extensions)
 
 
 @dataclass(slots=True)
@@ -184,16 +189,12 @@ class PunctualTransport(httpx.AsyncBaseTransport):
     which no gateway can take the message.
 
     Args:
-        connections: as the sender's.
+        connections, hosts: as the sender's.
     """
 
-    def __init__(self, connections: int) -> None:
-        tls = httpx.create_ssl_context()
-        limits = httpx.Limits(keepalive_expiry=IDLE_S)  # how many there are is the sender's to bound
-        self._pools = [
-            httpx.AsyncHTTPTransport(verify=tls, retries=0, limits=limits, socket_options=_socket_options())
-            for _ in range(-(-connections // POOL_CONNECTIONS))
-        ]
+    def __init__(self, connections: int, hosts: GatewayHosts) -> None:
+        tls = httpx.create_ssl_context(trust_env=False)
+        self._pools = [_pool(tls, GuardedBackend(hosts)) for _ in range(-(-connections // POOL_CONNECTIONS))]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises:
@@ -246,6 +247,21 @@ async def _bounded_body(response: httpx.Response) -> bytes:
         if len(body) > BODY_BYTES:
             return b""
     return body
+
+
+def _pool(tls: ssl.SSLContext, backend: httpcore.AsyncNetworkBackend) -> httpx.AsyncHTTPTransport:
+    """Connections to gateways, never tried again by themselves; how many there are is the sender's to bound."""
+    transport = httpx.AsyncHTTPTransport(verify=tls)
+    # httpx has no way to say what connects.
+    transport._pool = httpcore.AsyncConnectionPool(
+        ssl_context=tls,
+        max_connections=None,
+        keepalive_expiry=IDLE_S,
+        retries=0,
+        network_backend=backend,
+        socket_options=_socket_options(),
+    )
+    return transport
 
 
 def _socket_options() -> list[tuple[int, int, int] | tuple[int, int, bytes]]:

@@ -235,8 +235,12 @@ class PostgresCoordinatorStore:
         """Take up to ``rows`` waiting enrolments of a sequence out of the claim's index."""
         return await self._session.changed("hold", sequence, rows)
 
+    async def hold_step(self, step: str, rows: int) -> int:
+        """Take up to ``rows`` enrolments that wait at a step out of the claim's index."""
+        return await self._session.changed("hold_step", step, rows)
+
     async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads and at steps that are paused."""
         return await self._session.changed("unhold", sequence, rows, now_us)
 
     async def held_sequences(self) -> list[int]:
@@ -280,9 +284,9 @@ class PostgresCoordinatorStore:
         leases = dict(zip(enrolment.tolist(), token.tolist(), strict=True))
         for row in await self._session.rows("handed_since", list(leases), list(leases.values())):
             del leases[row["id"]]
-        rows = len(leases)
+        due, nothing, no = ([value] * len(leases) for value in (due_us, None, False))
         return await self._session.changed(
-            "give_back", list(leases), list(leases.values()), [due_us] * rows, [None] * rows, now_us, [False] * rows
+            "give_back", list(leases), list(leases.values()), due, nothing, now_us, no, no
         )
 
     async def doubt(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded
 from dispatcher.core.leases import Ends
+from dispatcher.core.outcomes import PAUSES_STEP, QUARANTINES
 from dispatcher.store import arrays
 from dispatcher.store.session import Connection
 from dispatcher.store.statements import statements
@@ -48,15 +49,24 @@ class _Ending:
                 # Whoever else writes ends of these visits comes before or after, not between the look and the release.
                 await self.connection.execute(statements("complete")["lock_enrolments"], late.enrolment.tolist())
                 await self._release(await self._record_late(late))
-            refused = ends.device[_is(ends, "credentials")]
-            if len(refused):
-                await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist())
+            await self._see_to_causes(ends)
         good = ends if accepted.all() else ends.take(np.flatnonzero(accepted))
         if len(good):
             ended += await self._accept(good)
         if ended == len(ends):
             tokens, rows = np.unique(ends.token, return_counts=True)
             await self.connection.execute(statements("complete")["close_claims"], tokens.tolist(), rows.tolist())
+
+    async def _see_to_causes(self, ends: Ends) -> None:
+        """Quarantine the devices, and pause the steps, that are why messages were not taken."""
+        for outcome, cause in QUARANTINES.items():
+            refused = ends.device[_is(ends, outcome.label)]
+            if len(refused):
+                await self.connection.execute(statements("complete")["quarantine"], np.unique(refused).tolist(), cause)
+        unfit = ends.take(np.flatnonzero(_is(ends, *(outcome.label for outcome in PAUSES_STEP))))
+        if len(unfit):
+            causes = [error or "refused" for error in unfit.error]
+            await self.connection.execute(statements("complete")["pause_steps"], list(unfit.step), causes, self.now_us)
 
     async def _accept(self, good: Ends) -> int:
         """Advance and complete; returns how many leases ended."""

@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import numpy as np
 
-from dispatcher.core.fleet import Fleet, is_left
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.fleet import Fleet, Terms, is_left
+from dispatcher.core.graph import Catalogue, Sequence, Step, Template
 from dispatcher.core.group_log import Group
 from dispatcher.core.windows import DAYS, Window
 from dispatcher.ports import Versions
@@ -44,9 +44,17 @@ def _sequences(rows: list[asyncpg.Record], step_rows: list[asyncpg.Record]) -> l
             day_number=row["day_number"],
             is_entry=row["is_entry_point"],
             media_url=row["media_url"],
+            template=_template(row),
+            paused=row["paused_cause"],
         )
         steps.setdefault(row["sequence_id"], []).append(step)
     return [_sequence(dict(row), tuple(steps.get(row["id"], ()))) for row in rows]
+
+
+def _template(row: asyncpg.Record) -> Template | None:
+    if row["template_name"] is None:
+        return None
+    return Template(row["template_name"], row["template_language"], tuple(row["template_parameters"]))
 
 
 def _sequence(row: dict[str, Any], steps: tuple[Step, ...]) -> Sequence:
@@ -105,4 +113,8 @@ def _fleet(rows: list[asyncpg.Record]) -> Fleet:
         gateway_url=column.get("gateway_url", []),
         gateway_token=column.get("gateway_token", []),
         group=column.get("group_name", []),
+        terms=[
+            Terms(row["gateway_kind"], row["gateway_phone_number_id"], row["gateway_account"], row["rest_until_us"])
+            for row in rows
+        ],
     )

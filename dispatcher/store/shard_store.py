@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import asyncpg
 import numpy as np
+from numpy.typing import NDArray
 
-from dispatcher.core.batches import Coded, Int64s, Leased
+from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
@@ -116,6 +117,15 @@ class PostgresShardStore:
         """The time zones of leads, row by row; None where none is known."""
         return Coded.of((await self._session.row("time_zones", arrays.int8s(lead)))["time_zone"])
 
+    async def open_windows(self, lead: Int64s, device: Int32s, since_us: int) -> NDArray[np.bool_]:
+        """Row by row, whether the lead has written to the device (its number) since ``since_us``."""
+        row = await self._session.row("open_windows", arrays.int8s(lead), arrays.int4s(device), since_us)
+        return np.array(row["open"] or [], np.bool_)
+
+    async def rest_accounts(self, device: Int32s, until_us: Int64s) -> int:
+        """Let all devices of the accounts behind these ones rest; how many that told something new."""
+        return await self._session.changed("rest_accounts", device.tolist(), until_us.tolist())
+
     async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
         return await self._session.changed("postpone", self.shard, now_us, json.dumps(openings), rows)
@@ -158,10 +168,11 @@ class PostgresShardStore:
         stop: list[str | None],
         now_us: int,
         forgotten: list[bool],
+        aside: list[bool],
     ) -> int:
         """End leases that were not handed over: waiting again, stopped for the given reason, or in doubt for good."""
         return await self._session.changed(
-            "give_back", enrolment.tolist(), token.tolist(), due_us.tolist(), stop, now_us, forgotten
+            "give_back", enrolment.tolist(), token.tolist(), due_us.tolist(), stop, now_us, forgotten, aside
         )
 
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:

@@ -98,7 +98,7 @@ async def staged(plan: ChaosPlan, server: EmbeddedServer, gateway: GatewayProces
         engine = Engine(
             place / "run.log",
             ["--shards", str(plan.shards), "--ray-address", nodes.address],
-            {**SETTINGS, "database_url": proxied(proxy.port)},
+            {**SETTINGS, "gateway_hosts": "127.0.0.0/8", "database_url": proxied(proxy.port)},
         )
         stack.callback(engine.close)
         stage = Stage(server, proxy, gateway, place / "storm", nodes, engine)

@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.backoff import THROTTLE_S, delays_s, uniform
+from dispatcher.core.backoff import delays_s, uniform
 from dispatcher.core.batches import Indices, Int8s, Int64s
 from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
-from dispatcher.core.outcomes import Outcome
+from dispatcher.core.outcomes import CONSEQUENCES, Outcome
 from dispatcher.core.routing import plan_homes
 from simulate.forecast.openings import Openings
 from simulate.forecast.shared import Lines
@@ -32,6 +32,7 @@ from simulate.waits import by_device
 _TOGETHER: Final = 1 << 15
 """Enrolments that go through their calendar together, about: what the processor's cache holds."""
 _RETRY: Final = 0xF0
+_THROTTLED_S: Final = CONSEQUENCES[Outcome.THROTTLED].wait_s or 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ class Course:
                 case Outcome.REJECTED:
                     self._end(some, FAILED, at_us)
                 case Outcome.THROTTLED:
-                    self._again(some, at_us + span_us(THROTTLE_S))
+                    self._again(some, at_us + span_us(_THROTTLED_S))
                 case Outcome.REFUSED:
                     state.retries[some] += 1
                     retry = state.retries[some]

@@ -208,7 +208,7 @@ class MemoryCoordinatorStore:
     async def return_leases(self, enrolment: Int64s, token: Int64s, due_us: int, now_us: int) -> int:
         """End leases that surely were not handed over; one whose hand-over is on record stays."""
         unsent = [
-            Given(id_, lease, due_us, None, False)
+            Given(id_, lease, due_us, None, False, False)
             for id_, lease in zip(enrolment.tolist(), token.tolist(), strict=True)
             if not any(id_ in record.said for record in self._database.handovers.get(lease, ()))
         ]
@@ -248,13 +248,25 @@ class MemoryCoordinatorStore:
             row.held = True
         return len(found)
 
+    async def hold_step(self, step: str, rows: int) -> int:
+        """Take up to ``rows`` enrolments that wait at a step out of the claim's index."""
+        found = [
+            row
+            for row in self._database.enrolments.values()
+            if row.waiting and not row.held and row.due_us is not None and row.step == step
+        ][:rows]
+        for row in found:
+            row.held = True
+        return len(found)
+
     async def unhold(self, sequence: int, rows: int, now_us: int) -> int:
-        """Put up to ``rows`` held enrolments of a sequence back, but those of leads that are paused."""
+        """Put up to ``rows`` held enrolments of a sequence back, but those of leads and at steps that are paused."""
         database = self._database
+        steps = database.catalogue().paused_steps
         found = [
             row
             for row in database.enrolments.values()
-            if row.held and row.sequence == sequence and not database.paused(row.lead, now_us)
+            if row.held and row.sequence == sequence and row.step not in steps and not database.paused(row.lead, now_us)
         ][:rows]
         for row in found:
             row.held = False

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 
-from dispatcher.core.fleet import Fleet, is_left
+from dispatcher.core.fleet import Fleet, Terms, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.core.triggers import parse
 from dispatcher.ports import Versions
@@ -65,7 +65,6 @@ class MemoryDatabase:
         """Leads whose rows somebody holds, as a bulk update does: completion passes them by."""
         self.opt_outs: dict[int, int] = {}
         """Leads that a gateway says want no messages, and since when, while their rows are locked."""
-        self.replies: list[Reply] = []
         self.exits: dict[int, int] = {}
         """Enrolments that a reply has ended and the enroller has not marked yet, and their leads."""
         self.suppressions: set[str] = set()
@@ -73,6 +72,7 @@ class MemoryDatabase:
         self.gone_opt_outs: set[str] = set()
         """Numbers of leads that had opted out when they were deleted; PostgreSQL keeps their digests."""
         self.queue: list[Change] = []
+        self.replies: list[Reply] = []
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
         self.ledger = Ledger()
@@ -206,6 +206,13 @@ class MemoryDatabase:
         """Change a step: text, next step, delay; ``columns`` by the names of ``Step``."""
         row = self._with_step(trigger)
         self._put(replace(row, steps=tuple(replace(s, **columns) if s.trigger == trigger else s for s in row.steps)))
+
+    def pause_step(self, trigger: str, cause: str) -> None:
+        """A gateway refused what a step says: whoever stands there waits; one that is paused already stays so."""
+        if any(
+            step.trigger == trigger and step.paused is None for row in self.sequences.values() for step in row.steps
+        ):
+            self.edit_step(trigger, paused=cause)
 
     def add_step(self, sequence: int, step: Step) -> None:
         """Append a step to a sequence."""
@@ -395,6 +402,15 @@ class MemoryDatabase:
             gateway_url=[row.gateway_url for row in rows],
             gateway_token=[row.gateway_token for row in rows],
             group=[row.group_name for row in rows],
+            terms=[
+                Terms(
+                    row.gateway_kind,
+                    row.gateway_phone_number_id,
+                    row.gateway_account,
+                    row.account_rests_until_us or 0,
+                )
+                for row in rows
+            ],
         )
 
     def _cache(self, name: str, version: int, read: Callable[[], T]) -> T:

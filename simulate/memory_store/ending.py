@@ -12,6 +12,7 @@ from uuid import UUID
 
 from dispatcher.core import triggers
 from dispatcher.core.leases import Ends
+from dispatcher.core.outcomes import PAUSES_STEP, QUARANTINES
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.ledger import Visit
 from simulate.memory_store.rows import Attempt, Enrolment
@@ -19,6 +20,7 @@ from simulate.memory_store.rows import Attempt, Enrolment
 _ENDED: Final = ("failed", "stopped")
 _OPTED_OUT: Final = "opted out"
 _TRIGGER_REMOVED: Final = "trigger removed"
+_PAUSES_STEP: Final = frozenset(outcome.label for outcome in PAUSES_STEP)
 _AFTERWARDS: Final = {"rejected": "failed", "opted_out": "stopped"}
 """What follows for an enrolment in doubt, by what its attempt turned out to be; otherwise it waits again."""
 
@@ -151,6 +153,8 @@ class Given(NamedTuple):
     """Why the enrolment ends with it; None: it waits again."""
     forgotten: bool
     """An earlier attempt is in doubt under a key that gateways do not remember."""
+    aside: bool
+    """It leaves the claim's way, because its step is paused."""
 
 
 def give_back(database: MemoryDatabase, leases: Iterable[Given], now_us: int) -> int:
@@ -169,7 +173,7 @@ def give_back(database: MemoryDatabase, leases: Iterable[Given], now_us: int) ->
         row.status = "in_doubt" if lease.forgotten else "stopped" if stopped else "active"
         row.finished_us = now_us if stopped else None
         row.trigger_kept = row.trigger_kept or (stopped and row.stop_reason != _TRIGGER_REMOVED)
-        row.held = row.status == "active" and database.paused(row.lead, now_us)
+        row.held = row.status == "active" and (lease.aside or database.paused(row.lead, now_us))
         database.unlease(row)
         database.place(row)
     return given
@@ -196,12 +200,16 @@ class _Ending:
     def _write_others(self, others: list[End]) -> None:
         if end_attempts(self._database, [end.setback for end in others], self._now_us) < len(others):
             self._release(self._record_late([end for end in others if end.handed]))
-        refused = {end.device for end in others if end.outcome == "credentials"}
-        if refused:
-            for device in self._database.devices.values():
-                if device.number in refused and device.health == "available":
-                    device.health, device.health_cause = "quarantined", "credentials"
-            self._database.devices_changed()
+        for outcome, cause in QUARANTINES.items():
+            refused = {end.device for end in others if end.outcome == outcome.label}
+            if refused:
+                for device in self._database.devices.values():
+                    if device.number in refused and device.health == "available":
+                        device.health, device.health_cause = "quarantined", cause
+                self._database.devices_changed()
+        for end in others:
+            if end.outcome in _PAUSES_STEP:
+                self._database.pause_step(end.step, end.error or "refused")
 
     def _settle_doubt(self, good: list[End]) -> list[End]:
         """Attempts before an accepted one that were in doubt become known with it; no other is a repetition."""

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from functools import cache
 from typing import Final
+from uuid import UUID
 
 from dispatcher.store.migrate import migrations
 from simulate.memory_store.database import MemoryDatabase
@@ -48,6 +49,7 @@ def receive(
     lead: int | None = None,
     received_us: int | None = None,
     message_id: str | None = None,
+    device: UUID | None = None,
 ) -> bool:
     """A reply has come; whether it is a new one.
 
@@ -55,6 +57,7 @@ def receive(
         lead: who wrote; None: who has this phone.
         received_us: when it was received; None: now.
         message_id: the gateway's name of it; one that is known changes nothing.
+        device: whom the lead wrote to, where that is known.
     """
     if message_id is not None and any(message_id == reply.message_id for reply in database.replies):
         return False
@@ -62,7 +65,7 @@ def receive(
         digits = re.sub("[^0-9]", "", phone)
         lead = next((row.id for row in database.leads.values() if row.phone == digits), None)
     now_us = database.wall_us()
-    reply = Reply(phone, lead, text, now_us if received_us is None else received_us, message_id)
+    reply = Reply(phone, lead, text, now_us if received_us is None else received_us, message_id, device)
     database.replies.append(reply)
     if lead is None:
         return True

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from dispatcher.core.fleet import GatewayKind
+
 LIVE: Final = ("active", "in_doubt")
 """The statuses of which a lead has one row a sequence at most."""
 
@@ -39,6 +41,10 @@ class Device:
     gateway_token: str | None = None
     gateway_idempotent: bool = True
     group_name: str | None = None
+    gateway_kind: GatewayKind = "http"
+    gateway_phone_number_id: str | None = None
+    gateway_account: str | None = None
+    account_rests_until_us: int | None = None
     paused: bool = False
     breaker_trips: int = 0
     probe_us: int | None = None
@@ -129,6 +135,7 @@ class Reply(NamedTuple):
     text: str
     received_us: int
     message_id: str | None
+    device: UUID | None
 
 
 @dataclass(slots=True)

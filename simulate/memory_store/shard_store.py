@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dispatcher.core.batches import Coded, Int64s, Leased
+from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
+from dispatcher.core.moments import SECOND_US
 from dispatcher.ports import Versions
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.ending import Given, give_back, next_visit, write_ends
@@ -104,6 +106,8 @@ class MemoryShardStore:
             return "replied"
         if self._paused(row, now_us):
             return "paused"
+        if row.step in database.catalogue().paused_steps:
+            return "step paused"
         if row.pinned:
             if row.device is not None and not row.device.gateway_idempotent:
                 return "key forgotten"
@@ -126,6 +130,34 @@ class MemoryShardStore:
         """The time zones of leads, row by row; None where none is known."""
         rows = (self._database.leads.get(id_) for id_ in lead.tolist())
         return Coded.of([None if row is None else row.time_zone for row in rows])
+
+    async def open_windows(self, lead: Int64s, device: Int32s, since_us: int) -> NDArray[np.bool_]:
+        """Row by row, whether the lead has written to the device (its number) since ``since_us``."""
+        ids = {device.number: device.id for device in self._database.devices.values()}
+        written = [
+            any(
+                reply.lead == id_ and reply.received_us > since_us and reply.device in (None, ids.get(number))
+                for reply in self._database.replies
+            )
+            for id_, number in zip(lead.tolist(), device.tolist(), strict=True)
+        ]
+        return np.array(written, np.bool_)
+
+    async def rest_accounts(self, device: Int32s, until_us: Int64s) -> int:
+        """Let all devices of the accounts behind these ones rest; how many that told something new."""
+        database, until = self._database, dict[str, int]()
+        for number, at_us in zip(device.tolist(), until_us.tolist(), strict=True):
+            account = database.devices[number].gateway_account if number in database.devices else None
+            if account is not None:
+                until[account] = max(at_us, until.get(account, 0))
+        changed = 0
+        for row in database.devices.values():
+            at_us = until.get(row.gateway_account or "", 0)
+            if (row.account_rests_until_us or 0) < at_us - SECOND_US:
+                row.account_rests_until_us = at_us
+                changed += 1
+        database.devices_changed()
+        return changed
 
     async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
@@ -197,9 +229,10 @@ class MemoryShardStore:
         stop: list[str | None],
         now_us: int,
         forgotten: list[bool],
+        aside: list[bool],
     ) -> int:
         """End leases that were not handed over: waiting again, stopped for the given reason, or in doubt for good."""
-        columns = zip(enrolment.tolist(), token.tolist(), due_us.tolist(), stop, forgotten, strict=True)
+        columns = zip(enrolment.tolist(), token.tolist(), due_us.tolist(), stop, forgotten, aside, strict=True)
         return give_back(self._database, [Given(*lease) for lease in columns], now_us)
 
     async def end(self, ends: Ends, now_us: int, *, epoch: int, deadline_us: int) -> None:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dispatcher import completer, latecomers, rescuer, shard, slots, windows
+from dispatcher import completer, latecomers, rescuer, shard, slots, windows, wording
 from dispatcher.core import identity, quota, triggers
 from dispatcher.core.graph import Catalogue
 from dispatcher.core.leases import Ends
@@ -165,7 +165,9 @@ def _lease_ignored(patches: ExitStack) -> None:
 
     async def claim(self: Any, want: Any, now_us: int, **named: Any) -> Any:
         # Leases that have begun count for nothing: they are given back before every claim.
-        given = [ending.Given(row.id, row.token, now_us, None, False) for row in list(self._database.leased.values())]
+        given = [
+            ending.Given(row.id, row.token, now_us, None, False, False) for row in list(self._database.leased.values())
+        ]
         ending.give_back(self._database, given, now_us)
         return await real(self, want, now_us, **named)
 
@@ -239,13 +241,13 @@ def _key_contains_device(patches: ExitStack) -> None:
 
 @_canary("resend rendered anew", "a resend says what was said before, byte for byte")
 def _rendered_anew(patches: ExitStack) -> None:
-    real = shard.Shard._render
+    real = wording.say
 
-    def render(self: Any, leased: Any, back: Any) -> Any:
+    def say(leased: Any, *others: Any) -> Any:
         nothing = [None] * len(leased)
-        return real(self, leased.replace(resend_text=nothing, resend_media_url=nothing), back)
+        return real(leased.replace(resend_text=nothing, resend_media_url=nothing), *others)
 
-    _put(patches, shard.Shard, "_render", render)
+    _put(patches, shard, "say", say)
 
 
 @_canary("resend to a gateway without keys", "what is unknown is held where a resend could be a second message")

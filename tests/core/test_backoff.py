@@ -7,15 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatcher.config import Settings
 from dispatcher.core.backoff import delay_s, delays_s, draw, text_key, uniform
 
 int64s = st.integers(-(2**63), 2**63 - 1)
 
 
-def test_the_delay_doubles_up_to_the_cap_and_jitters_down_to_half() -> None:
-    assert [delay_s(retry, 0.0, 60, 900) for retry in (1, 2, 3, 4, 5, 6)] == [30, 60, 120, 240, 450, 450]
-    assert delay_s(3, 0.5, 60, 900) == 180
+def test_the_delay_grows_sevenfold_up_to_the_cap_and_jitters_down_to_half() -> None:
+    assert [delay_s(retry, 0.0, 60, 21_000) for retry in (1, 2, 3, 4, 5, 6)] == [30, 210, 1470, 10_290, 10_500, 10_500]
+    assert delay_s(3, 0.5, 60, 21_000) == 2205
     assert delay_s(10**9, 0.0, 60, 14_400) == 7200
+
+
+def test_the_default_settings_give_five_attempts_over_about_six_hours() -> None:
+    default = Settings.model_fields
+    limit, base_s, cap_s = (default[f"retry_{name}"].default for name in ("limit", "base_s", "cap_s"))
+    waits = [[delay_s(retry, uniform, base_s, cap_s) for retry in range(1, limit + 1)] for uniform in (0, 1)]
+    assert ([len(each) + 1 for each in waits], [round(sum(each) / 3600, 1) for each in waits]) == ([5, 5], [3.3, 6.7])
 
 
 @given(
@@ -31,7 +39,7 @@ def test_every_row_waits_between_half_and_all_of_its_bound(
     waits = delays_s(retry, jitter, base_s, cap_s).tolist()
     assert waits == [delay_s(*row, base_s, cap_s) for row in rows]
     for (number, _), wait in zip(rows, waits, strict=True):
-        bound = min(cap_s, base_s * 2 ** min(number - 1, 60))
+        bound = min(cap_s, base_s * 7.0 ** min(number - 1, 60))
         assert bound / 2 <= wait <= bound
 
 

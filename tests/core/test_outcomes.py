@@ -62,4 +62,10 @@ def test_labels_and_numbers_are_what_ledgers_and_batches_hold() -> None:
         "credentials": 7,
         "in_doubt": 8,
         "not_sent": 9,
+        "throttled_pair": 10,
+        "throttled_account": 11,
+        "quality": 12,
+        "capped": 13,
+        "service_window": 14,
+        "content": 15,
     }

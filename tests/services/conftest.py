@@ -73,6 +73,8 @@ class ScriptedSender:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.templates: list[str | None] = []
+        """Of every request: what it said instead of the text."""
         self.script: dict[str, list[Answer]] = {}
         self.gateways: Mapping[int, Gateway] = {}
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
@@ -86,6 +88,7 @@ class ScriptedSender:
         requests = [Request(to, step, int(n), int(us), int(a), text, key) for to, step, n, us, a, text, key in columns]
         first = len(self.requests)
         self.requests += requests
+        self.templates += batch.template or [None] * len(batch)
         if self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             await meanwhile()

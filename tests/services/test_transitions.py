@@ -157,7 +157,7 @@ async def happen(world, state: State, event: Event) -> None:
         await world.connection.fetch(statements("enrol")["take_changes"], 10, world.now_us)
     elif event is Event.SNOOZE:
         due = np.array([world.now_us + 60_000_000])
-        await shard._store.give_back(np.array([1]), np.array([TOKEN]), due, [None], world.now_us, [False])
+        await shard._store.give_back(np.array([1]), np.array([TOKEN]), due, [None], world.now_us, [False], [False])
     else:
         await shard._store.end(await ends(world, state, event), world.now_us, epoch=EPOCH, deadline_us=30_000_000)
 

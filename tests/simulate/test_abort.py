@@ -19,6 +19,7 @@ import pytest
 
 from dispatcher.core.batches import Outgoing
 from dispatcher.core.fleet import Gateway
+from dispatcher.core.hosts import GatewayHosts
 from dispatcher.core.outcomes import Outcome
 from dispatcher.sender import http
 from simulate.contract import Connection
@@ -26,6 +27,7 @@ from simulate.gateway import Gateway as Judge
 from simulate.gateway import read_log
 
 DEADLINE_S = 3.0
+NETWORK = GatewayHosts("10.213.87.0/24")
 HASTY_MS = 1500
 """Instead of ``UNACKNOWLEDGED_MS``, so that half a minute passes within a deadline."""
 ENDING = {"ends": "ours", "ends, default sockets": "default"}
@@ -40,7 +42,7 @@ async def send_when_told(url: str, name: str, sockets: str) -> None:
         http._socket_options = list
     elif sockets == "hasty":
         http.UNACKNOWLEDGED_MS = HASTY_MS
-    sender = http.HttpSender({1: Gateway(1, name, url, None, True)}, now_us)
+    sender = http.HttpSender({1: Gateway(1, name, url, None, True)}, now_us, NETWORK)
     print("ready", flush=True)
     for _ in range(2):
         sys.stdin.readline()

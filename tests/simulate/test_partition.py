@@ -162,7 +162,7 @@ async def test_two_incarnations_of_a_shard_at_once_send_nothing_twice_and_nothin
         engine = Engine(
             tmp_path / "run.log",
             ["--shards", str(SHARDS), "--ray-address", island.address],
-            {**SETTINGS, "database_url": empty_url},
+            {**SETTINGS, "gateway_hosts": "127.0.0.0/8", "database_url": empty_url},
         )
         try:
             async with forwarded(bridge, gateway.port):

@@ -34,9 +34,14 @@ from simulate.memory_store.replying import receive
 LABELS = tuple(outcome.label for outcome in Outcome)
 START_US = 1_767_600_000_000_000
 SEQUENCE_COLUMNS = {"max_lateness_h": "max_lateness_hours"}
-STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point"}
-REPLY_COLUMNS = {"lead": "lead_id", "received_us": "received_at", "message_id": "gateway_message_id"}
+REPLY_COLUMNS = {
+    "lead": "lead_id",
+    "received_us": "received_at",
+    "message_id": "gateway_message_id",
+    "device": "device_id",
+}
 AT_MOST_ONCE = "ON CONFLICT (gateway_message_id) DO NOTHING"
+STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point", "paused": "paused_cause"}
 MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
 
 Tables = dict[str, list[tuple[Any, ...]]]
@@ -178,6 +183,10 @@ class MemoryWorld:
             "breakers": [
                 (row.number, row.trips, row.probe_us, row.ramp_per_day, row.ramp_day) for row in base.devices.values()
             ],
+            "rests": [(row.number, row.account_rests_until_us) for row in base.devices.values()],
+            "paused steps": sorted(
+                (step.trigger, step.paused) for row in base.sequences.values() for step in row.steps if step.paused
+            ),
             "late_steps": sorted(map(tuple, base.late_steps)),
             "quotas": sorted(tuple(quota) for quota in base.quotas if quota.number in base.devices),
             "epochs": sorted((name, row.epoch, row.holder) for name, row in base.epochs.items()),
@@ -221,6 +230,10 @@ TABLES = {
     "breakers": """
         SELECT number, breaker_trips, dripline_us(probe_at), ramp_per_day, ramp_day - '1970-01-01'::date
         FROM devices ORDER BY number""",
+    "rests": "SELECT number, dripline_us(account_rests_until) FROM devices ORDER BY number",
+    "paused steps": """
+        SELECT trigger, paused_cause FROM sequence_steps WHERE paused_cause IS NOT NULL
+        ORDER BY trigger COLLATE "C" """,
     "late_steps": """
         SELECT enrolment_id, sequence_id, lead_id, visit, generation, step_trigger,
                dripline_us(due_at), dripline_us(at), dripline_us(shifted_to)
@@ -272,7 +285,7 @@ class PostgresWorld:
         async with self._connection.transaction():
             id_ = await self._insert("sequences", name=name, **{"is_active": True, **_sequence_columns(columns)})
             for step in steps:
-                named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items()}
+                named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items() if value}
                 await self._insert("sequence_steps", sequence_id=id_, **named)
         return int(id_)
 

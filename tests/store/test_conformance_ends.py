@@ -26,7 +26,7 @@ async def test_the_last_look_sees_every_reason_and_records_the_rest(story):
     await story.world.set_lead(1, opted_out_us=story.now_us)
     await story.world.delete_lead(2)
     await story.shard.give_back(
-        np.array([3]), np.array([leased.token]), np.array([story.now_us]), [None], story.now_us, [False]
+        np.array([3]), np.array([leased.token]), np.array([story.now_us]), [None], story.now_us, [False], [False]
     )
     assert await story.look(leased) == {0: "opted out", 1: "trigger removed", 2: "gone"}
     record = (leased.token, story.shard_epoch, story.now_us, [4], [(4, ("said to 4", None))])
@@ -44,7 +44,9 @@ async def test_a_resend_whose_key_is_forgotten_does_not_leave(story):
     leased = await story.claim()
     assert (leased.resend_text, await story.look(leased)) == (["said to 1"], {0: "key forgotten"})
     token, now_us = np.array([leased.token]), story.now_us
-    assert await story.shard.give_back(leased.enrolment, token, np.array([now_us]), [None], now_us, [True]) == 1
+    assert (
+        await story.shard.give_back(leased.enrolment, token, np.array([now_us]), [None], now_us, [True], [False]) == 1
+    )
     assert await story.states() == [("start", "in_doubt", 1, 1, False, True, None)]
 
 
@@ -222,3 +224,48 @@ async def test_a_record_of_what_is_leased_still_outlives_a_long_standstill(story
     ended = await story.store.ended_leases(story.now_us, 10)
     assert (ended.enrolment.tolist(), ended.handed.tolist()) == (leased.enrolment.tolist(), [True])
     assert [row[0] for row in (await story.world.tables())["handovers"]] == [leased.token]
+
+
+# Whom an answer blames ----------------------------------------------------------------------------------------------
+
+
+async def test_a_step_that_is_refused_is_paused_and_who_comes_to_it_is_set_aside(story):
+    await story.leads(*["start"] * 4)
+    first = await story.claim(slots=2)
+    await story.end(first, "content", "quality")
+    tables = await story.world.tables()
+    assert tables["paused steps"] == [("start", "why")]
+    assert tables["devices"][0][3:] == ("quarantined", "quality")
+    leased = await story.claim(slots=2)
+    assert await story.look(leased) == {0: "step paused", 1: "step paused"}
+    token, due_us, no = np.full(2, leased.token), np.full(2, story.now_us), [False] * 2
+    given = await story.shard.give_back(leased.enrolment, token, due_us, [None] * 2, story.now_us, no, [True, False])
+    held = [row[21] for row in (await story.world.tables())["enrolments"]]
+    assert (given, held.count(True)) == (2, 1)
+    assert (await story.store.hold_step("two", 10), await story.store.hold_step("start", 10)) == (0, 3)
+    assert (await story.store.held_sequences(), await story.store.unhold(1, 10, story.now_us)) == ([1], 0)
+    await story.world.edit_step("start", paused=None)
+    assert (await story.store.unhold(1, 10, story.now_us), await story.store.held_sequences()) == (4, [])
+
+
+async def test_who_has_written_to_a_device_lately_has_its_window_open(story):
+    await story.leads("start", "start", "start")
+    await story.world.reply("9", "hi", lead=1, received_us=story.now_us - HOUR_US)
+    await story.world.reply("9", "hi", lead=2, received_us=story.now_us - HOUR_US, device=ONE)
+    await story.world.reply("9", "hi", lead=3, received_us=story.now_us - DAY_US)
+    lead, since_us = np.array([1, 2, 2, 3, 9]), story.now_us - DAY_US
+    device = np.array([1, 1, 2, 1, 1], np.int32)
+    assert (await story.shard.open_windows(lead, device, since_us)).tolist() == [True, True, False, False, False]
+    assert (await story.shard.open_windows(lead[:0], device[:0], since_us)).tolist() == []
+
+
+async def test_devices_of_one_account_rest_together_and_are_told_once(story):
+    for name, account in (("d-3", "a"), ("d-4", "a"), ("d-5", "b")):
+        await story.world.add_device(name, gateway_account=account, shard_id=1)
+    until_us = story.now_us + 60 * SECOND_US
+    numbers = np.array([3, 1], np.int32)
+    assert await story.shard.rest_accounts(numbers, np.array([until_us, until_us])) == 2
+    assert await story.shard.rest_accounts(numbers, np.array([until_us - SECOND_US, until_us])) == 0
+    rests = [(1, None), (2, None), (3, until_us), (4, until_us), (5, None)]
+    assert (await story.world.tables())["rests"] == rests
+    assert (await story.store.fleet()).rest_until_us.tolist() == [until or 0 for _, until in rests]

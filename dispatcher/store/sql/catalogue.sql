@@ -12,7 +12,8 @@ SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_
 FROM sequences ORDER BY id;
 
 -- name: steps
-SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_delay_hours, day_number, is_entry_point
+SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_delay_hours, day_number, is_entry_point,
+       template_name, template_language, template_parameters, paused_cause
 FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 
 -- name: devices
@@ -20,7 +21,9 @@ FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 -- breaker is open only as long as the device is quarantined because of it. Those of one shard, or all.
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour,
        dripline_day_quota(quota_per_day, ramp_per_day) AS quota_per_day, in_flight_max, min_gap_s, shard_id, health,
-       health_cause, group_name, health = 'available' AND NOT paused AND reachable AS available,
+       health_cause, group_name, gateway_kind, gateway_phone_number_id, gateway_account,
+       coalesce(dripline_us(account_rests_until), 0) AS rest_until_us,
+       health = 'available' AND NOT paused AND reachable AS available,
        CASE WHEN open THEN breaker_trips ELSE 0 END AS trips,
        CASE WHEN open THEN dripline_us(probe_at) ELSE 0 END AS probe_us
 FROM devices d

@@ -94,13 +94,24 @@ WHERE ctid = ANY (ARRAY (
       AND c.sequence_id = $1
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 
+-- name: hold_step
+-- A step that is paused: who waits at it leaves the claim's index, a bounded number a pass.
+UPDATE sequence_contacts SET held = true
+WHERE ctid = ANY (ARRAY (
+    SELECT c.ctid FROM sequence_contacts c
+    WHERE c.status = 'active' AND NOT c.held AND c.lease_token IS NULL AND c.next_trigger_time IS NOT NULL
+      AND c.current_trigger = $1
+    LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
+
 -- name: unhold
--- May send again: back into the claim's index, longest overdue where they stood; not those of paused leads.
+-- May send again: back into the claim's index, longest overdue where they stood; not those of paused leads, nor at
+-- paused steps.
 UPDATE sequence_contacts SET held = false
 WHERE ctid = ANY (ARRAY (
     SELECT c.ctid FROM sequence_contacts c
     WHERE c.held AND c.sequence_id = $1
       AND c.lead_id NOT IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($3::bigint))
+      AND c.current_trigger <> ALL (ARRAY (SELECT trigger FROM sequence_steps WHERE paused_cause IS NOT NULL))
     LIMIT $2::bigint FOR NO KEY UPDATE SKIP LOCKED));
 
 -- name: held_sequences

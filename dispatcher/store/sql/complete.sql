@@ -130,9 +130,15 @@ moved AS (
 SELECT count(*) AS ended, array_agg(lead_id) FILTER (WHERE outcome = 'opted_out') AS opted_out FROM ended;
 
 -- name: quarantine
--- The gateway does not accept these devices' credentials: nothing more goes there until somebody has seen to it.
-UPDATE devices SET health = 'quarantined', health_cause = 'credentials'
-WHERE number = ANY ($1::integer[]) AND health = 'available';
+-- The gateway does not take messages from these devices, and says why: nothing more goes there until somebody has seen
+-- to it.
+UPDATE devices SET health = 'quarantined', health_cause = $2 WHERE number = ANY ($1::integer[]) AND health = 'available';
+
+-- name: pause_steps
+-- What these steps say is refused: whoever stands at one waits, until somebody has seen to it.
+UPDATE sequence_steps s SET paused_cause = t.cause, paused_since = dripline_at($3::bigint)
+FROM (SELECT DISTINCT ON (step) step, cause FROM unnest($1::text[], $2::text[]) u(step, cause)) t
+WHERE s.trigger = t.step AND s.paused_cause IS NULL;
 
 -- name: set_breakers
 -- Quarantined because of failures until a message has got through. What somebody else has said of a device stands.
@@ -147,11 +153,11 @@ WHERE d.number = b.number
 -- name: give_back
 -- Surely not handed over: waiting again, the attempt undone; an enrolment marked for its end ends here. One whose
 -- earlier attempt is in doubt, under a key that gateways have forgotten by now, is in doubt for good. What waits for a
--- paused lead leaves the claim's way.
+-- paused lead, or at a paused step, leaves the claim's way.
 UPDATE sequence_contacts c
 SET attempt = c.attempt - 1,
     held = NOT g.forgotten AND coalesce(c.stop_reason, g.stop) IS NULL
-           AND c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($5::bigint)),
+           AND (g.aside OR c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($5::bigint))),
     next_trigger_time = greatest(c.next_trigger_time, dripline_at(g.due)),
     processing_device_id = NULL, processing_started_at = NULL, lease_deadline_at = NULL, lease_token = NULL,
     lease_epoch = NULL,
@@ -160,7 +166,8 @@ SET attempt = c.attempt - 1,
     stop_reason = coalesce(c.stop_reason, g.stop),
     finished_at = CASE WHEN coalesce(c.stop_reason, g.stop) IS NOT NULL THEN dripline_at($5::bigint) END,
     trigger_kept = c.trigger_kept OR coalesce(coalesce(c.stop_reason, g.stop) <> 'trigger removed', false)
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $6::boolean[]) g(id, token, due, stop, forgotten)
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $6::boolean[], $7::boolean[])
+     g(id, token, due, stop, forgotten, aside)
 WHERE c.id = g.id AND c.lease_token = g.token;
 
 -- name: credit_doubt

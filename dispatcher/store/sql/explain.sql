@@ -30,8 +30,9 @@ SELECT trigger FROM open_entries WHERE NOT scan_done AND scanned_to < $1;
 -- name: device
 -- One device at a time: with a constant the view reads that device's rows only.
 SELECT d.name, d.health, d.health_cause, d.paused, d.pause_reason, d.paused_since, d.gateway_url, b.messages_hour,
-       d.quota_per_hour, b.messages_today, dripline_day_quota(d.quota_per_day, d.ramp_per_day) AS quota_per_day, b.current_processing, d.in_flight_max,
-       d.group_name
+       d.quota_per_hour, b.messages_today, dripline_day_quota(d.quota_per_day, d.ramp_per_day) AS quota_per_day,
+       b.current_processing, d.in_flight_max, d.group_name,
+       coalesce(d.account_rests_until > dripline_now(), false) AS account_rests
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
 
 -- name: group

@@ -71,7 +71,7 @@ FROM devices d CROSS JOIN LATERAL (
     SELECT CASE WHEN outcome IN ('in_doubt', 'not_sent') THEN deadline_at ELSE reserved_at END AS at
     FROM message_ledger
     WHERE device_id = d.id AND reserved_at > dripline_at($1::bigint)
-      AND outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')) l
+      AND dripline_charged(outcome)) l
 GROUP BY d.number ORDER BY d.number;
 
 -- name: left_out

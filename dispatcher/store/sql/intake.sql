@@ -77,14 +77,24 @@ WHERE id = $1;
 
 -- name: write_steps
 INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, trigger_delay_hours, day_number,
-                            is_entry_point, media_url)
-SELECT $1, trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url
-FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::boolean[], $8::text[]) WITH ORDINALITY
-     s(trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, place)
+                            is_entry_point, media_url, template_name, template_language, template_parameters)
+SELECT $1, trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, template, template_language,
+       ARRAY (SELECT jsonb_array_elements_text(parameters))
+FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::boolean[], $8::text[], $9::text[],
+            $10::text[], $11::jsonb[]) WITH ORDINALITY
+     s(trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, template, template_language,
+       parameters, place)
 ORDER BY place
 ON CONFLICT (trigger) DO UPDATE SET message_text = excluded.message_text, next_trigger = excluded.next_trigger,
     trigger_delay_hours = excluded.trigger_delay_hours, day_number = excluded.day_number,
-    is_entry_point = excluded.is_entry_point, media_url = excluded.media_url;
+    is_entry_point = excluded.is_entry_point, media_url = excluded.media_url, template_name = excluded.template_name,
+    template_language = excluded.template_language, template_parameters = excluded.template_parameters;
+
+-- name: lock_step
+SELECT paused_cause FROM sequence_steps WHERE trigger = $1 FOR NO KEY UPDATE;
+
+-- name: resume_step
+UPDATE sequence_steps SET paused_cause = NULL, paused_since = NULL WHERE trigger = $1;
 
 -- name: lead_attributes
 -- Leads by what a message may print of them; all leads stand under NULL. Reads every lead.
@@ -119,7 +129,7 @@ FROM lists, dripline_tokens(trigger) token GROUP BY token ORDER BY leads DESC, t
 -- name: device_list
 SELECT d.name, d.phone, d.health, d.health_cause, d.paused, d.pause_reason, d.quota_per_hour, d.quota_per_day,
        d.in_flight_max, d.min_gap_s, d.ramp_per_day, b.messages_hour, b.messages_today, b.current_processing, d.gateway_url,
-       d.group_name
+       d.group_name, d.gateway_kind
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.number;
 
 -- name: group_list
@@ -142,13 +152,17 @@ RETURNING xmax = 0 AS created;
 -- Another device with this phone; one that is retired has given it back.
 SELECT name FROM devices WHERE phone = $1 AND name <> $2 AND health <> 'retired' LIMIT 1;
 
+-- name: device_gateway
+SELECT gateway_kind, gateway_phone_number_id FROM devices WHERE name = $1;
+
 -- name: write_device
 -- NULL keeps what the device has; a new one gets the default. No row comes back when nothing changes. Group '-' is none.
 INSERT INTO devices AS d (name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
-                          in_flight_max, min_gap_s, health, health_cause, ramp_per_day, ramp_growth, group_name)
+                          in_flight_max, min_gap_s, health, health_cause, ramp_per_day, ramp_growth, group_name,
+                          gateway_kind, gateway_phone_number_id, gateway_account)
 VALUES ($1, $2, $3, $4, coalesce($5, true), coalesce($6, 80), coalesce($7, 800), coalesce($8, 50),
         coalesce($9::double precision, 5), coalesce($10, 'available'), $11, nullif($12::integer, 0),
-        coalesce($13::double precision, 1.5), nullif($14, '-'))
+        coalesce($13::double precision, 1.5), nullif($14, '-'), coalesce($15, 'http'), $16, $17)
 ON CONFLICT (name) DO UPDATE SET
     phone = coalesce($2, d.phone), gateway_url = coalesce($3, d.gateway_url),
     gateway_token = coalesce($4, d.gateway_token), gateway_idempotent = coalesce($5, d.gateway_idempotent),
@@ -156,15 +170,19 @@ ON CONFLICT (name) DO UPDATE SET
     in_flight_max = coalesce($8, d.in_flight_max), min_gap_s = coalesce($9, d.min_gap_s),
     health = coalesce($10, d.health), health_cause = CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END,
     ramp_per_day = nullif(coalesce($12, d.ramp_per_day), 0), ramp_growth = coalesce($13, d.ramp_growth),
-    group_name = nullif(coalesce($14, d.group_name), '-')
+    group_name = nullif(coalesce($14, d.group_name), '-'), gateway_kind = coalesce($15, d.gateway_kind),
+    gateway_phone_number_id = coalesce($16, d.gateway_phone_number_id),
+    gateway_account = coalesce($17, d.gateway_account)
 WHERE (d.phone, d.gateway_url, d.gateway_token, d.gateway_idempotent, d.quota_per_hour, d.quota_per_day, d.in_flight_max,
-       d.min_gap_s, d.health, d.health_cause, d.ramp_per_day, d.ramp_growth, d.group_name)
+       d.min_gap_s, d.health, d.health_cause, d.ramp_per_day, d.ramp_growth, d.group_name, d.gateway_kind,
+       d.gateway_phone_number_id, d.gateway_account)
    IS DISTINCT FROM (coalesce($2, d.phone), coalesce($3, d.gateway_url), coalesce($4, d.gateway_token),
                      coalesce($5, d.gateway_idempotent), coalesce($6, d.quota_per_hour), coalesce($7, d.quota_per_day),
                      coalesce($8, d.in_flight_max), coalesce($9, d.min_gap_s), coalesce($10, d.health),
                      CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END,
                      nullif(coalesce($12, d.ramp_per_day), 0), coalesce($13, d.ramp_growth),
-                     nullif(coalesce($14, d.group_name), '-'))
+                     nullif(coalesce($14, d.group_name), '-'), coalesce($15, d.gateway_kind),
+                     coalesce($16, d.gateway_phone_number_id), coalesce($17, d.gateway_account))
 RETURNING xmax = 0 AS created;
 
 -- name: remaining

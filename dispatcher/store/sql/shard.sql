@@ -10,7 +10,7 @@ FROM (
         SELECT CASE WHEN outcome IN ('in_doubt', 'not_sent') THEN deadline_at ELSE reserved_at END AS at
         FROM message_ledger
         WHERE device_id = d.id AND reserved_at > dripline_at($2::bigint)
-          AND outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')) l
+          AND dripline_charged(outcome)) l
     WHERE d.shard_id = $1
     UNION ALL
     SELECT d.number, l.deadline_at FROM leases l JOIN devices d ON d.id = l.device_id
@@ -76,6 +76,8 @@ looked AS MATERIALIZED (
              OR c.sequence_id = ANY (ARRAY (SELECT id FROM sequences WHERE NOT is_active))
              OR c.home_device_id = ANY (ARRAY (SELECT id FROM devices WHERE paused))
              OR c.lead_id IN (SELECT lead_id FROM paused_leads WHERE until > dripline_at($6::bigint)) THEN 'paused'
+        WHEN c.current_trigger = ANY (ARRAY (SELECT trigger FROM sequence_steps WHERE paused_cause IS NOT NULL))
+            THEN 'step paused'
         WHEN c.pinned AND EXISTS (SELECT FROM devices d WHERE d.id = c.home_device_id AND NOT d.gateway_idempotent)
             THEN 'key forgotten'
         WHEN c.pinned AND EXISTS (
@@ -93,6 +95,24 @@ recorded AS (
     HAVING count(*) > 0
 )
 SELECT string_agg(int4send((n - 1)::integer), '') AS row, array_agg(reason) AS reason FROM looked WHERE reason IS NOT NULL;
+
+-- name: open_windows
+-- Whether these leads ($1) have written to these devices ($2, numbers) since $3; a message whose device is unknown counts.
+SELECT array_agg(EXISTS (
+    SELECT FROM replies r WHERE r.lead_id = u.lead AND r.received_at > dripline_at($3::bigint)
+    AND (r.device_id IS NULL OR r.device_id = d.id)) ORDER BY u.n) AS open
+FROM unnest($1::dripline_int8s, $2::dripline_int4s) WITH ORDINALITY u(lead, device, n)
+LEFT JOIN devices d ON d.number = u.device;
+
+-- name: rest_accounts
+-- The accounts behind these devices are asked to slow down: all their devices rest, whoever owns them. $1 numbers, $2 until.
+WITH told AS (SELECT number, max(until) AS until FROM unnest($1::integer[], $2::bigint[]) t(number, until) GROUP BY 1)
+UPDATE devices d SET account_rests_until = dripline_at(a.until)
+FROM (
+    SELECT t.gateway_account AS account, max(told.until) AS until
+    FROM told JOIN devices t ON t.number = told.number WHERE t.gateway_account IS NOT NULL GROUP BY 1) a
+WHERE d.gateway_account = a.account
+  AND (d.account_rests_until IS NULL OR d.account_rests_until < dripline_at(a.until) - interval '1 second');
 
 -- name: time_zones
 SELECT array_agg(l.time_zone ORDER BY u.n) AS time_zone

@@ -41,6 +41,10 @@ LEFT JOIN counted c ON c.sequence_id = s.id
 LEFT JOIN sequence_problems p ON p.sequence_id = s.id
 ORDER BY s.id;
 
+-- name: paused_steps
+SELECT t.trigger, s.name AS sequence, t.paused_cause AS cause, t.paused_since AS since
+FROM sequence_steps t JOIN sequences s ON s.id = t.sequence_id WHERE t.paused_cause IS NOT NULL ORDER BY t.trigger;
+
 -- name: leases
 -- The seed's "active processing" and "stuck processing"; also what was leased just now.
 SELECT count(*) AS leased,

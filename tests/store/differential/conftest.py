@@ -28,6 +28,9 @@ SHOWN = 60
 """How many of the last calls a disagreement shows."""
 
 
+TRIGGERS = ("a_start", "a_two", "a_three", "b_start", "b_two", "c_start", "c_other")
+
+
 class Pair:
     """The twin and PostgreSQL, in this order, with stores of two coordinators and three shards each."""
 
@@ -124,8 +127,10 @@ class Pair:
         elif kind < 0.9:
             trigger = random.choice(["a_two", "a_three", "b_two", None])
             await self.people("edit_step", "a_start", next_trigger=trigger, delay_h=random.randint(0, 9))
-        else:
+        elif kind < 0.95:
             await self.people("edit_step", "c_other", is_entry=random.random() < 0.5)
+        else:
+            await self.people("edit_step", random.choice(TRIGGERS), paused=random.choice([None, None, "refused"]))
 
     async def edit_device(self, random: Random) -> None:
         """Add a device, or change one's health, owner or quota."""

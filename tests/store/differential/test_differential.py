@@ -266,6 +266,7 @@ class History:
         sequence = self.random.randint(1, 3)
         name, *more = self.random.choice([("hold",), ("unhold", self.now_us)])
         await self.coordinator(name, sequence, 1000, *more)
+        await self.coordinator("hold_step", self.random.choice(["a_start", "a_two", "b_two"]), 1000)
         await self.coordinator("held_sequences")
 
     async def finish(self) -> None:
@@ -372,7 +373,7 @@ class History:
     def _handed(self, leased: Leased, row: int, text: str, media_url: str | None) -> Sent:
         sent = Sent(leased, row, text, media_url, "accepted", "accepted")
         key = idempotency_key(*sent.visit)
-        refusals = ["refused", "rejected", "throttled", "expired", "credentials", "opted_out"]
+        refusals = ["refused", "rejected", "throttled", "expired", "credentials", "quality", "content", "opted_out"]
         if int(leased.lead[row]) in self.locked:
             refusals = refusals[:-1]
         truth = "accepted" if self.random.random() < 0.55 else self.random.choice(refusals)
@@ -398,6 +399,7 @@ class History:
             [stop],
             self.now_us,
             [bool(leased.resend_text[row]) and self.random.random() < 0.5],
+            [self.random.random() < 0.1],
         )
 
     async def answer(self) -> None:
