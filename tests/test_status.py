@@ -158,6 +158,7 @@ async def test_status_as_json_holds_every_figure(world):
         "searches": [{"trigger": "once_start", "sequence": "Once", "scanned_to": 2, "last": 8}],
         "unmatched_triggers": 5,
         "unmatched_leads": 5,
+        "archived": [],
     }
 
 
