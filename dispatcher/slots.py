@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dispatcher.config import Settings
 from dispatcher.core.backoff import THROTTLE_S
-from dispatcher.core.batches import Indices, Int32s, Int64s, Leased, Outcomes
+from dispatcher.core.batches import Freed, Indices, Int32s, Int64s, Leased, Outcomes
 from dispatcher.core.breaker import Breakers, Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.leases import Usage
@@ -61,6 +61,8 @@ class SlotBook:
         self._bound(np.arange(len(fleet)))
         self._rest_until_us = np.zeros(len(fleet), np.int64)
         self._offer: Offer | None = None
+        self._freed: list[Freed] = []
+        self._note_groups()
         self._load_usage(usage, fleet.number)
 
     # Devices -------------------------------------------------------------------------------------------------
@@ -102,6 +104,7 @@ class SlotBook:
             quota_per_hour=fleet.quota_per_hour, quota_per_day=fleet.quota_per_day, min_gap_us=_gap_us(fleet)
         )
         self._fleet = fleet
+        self._note_groups()
         self._bound(np.arange(len(fleet)))
         self._load_usage(usage, joined)
 
@@ -119,6 +122,10 @@ class SlotBook:
         """Devices, by number, whose breakers have turned since this was asked last; None where none has."""
         turned = self._breakers.take_turned()
         return turned.replace(device=self._fleet.number[turned.device]) if len(turned) else None
+
+    def _note_groups(self) -> None:
+        self._grouped = np.array([name is not None for name in self._fleet.group], np.bool_)
+        self._groups = bool(self._grouped.any())
 
     def _load_usage(self, usage: list[Usage], numbers: Int32s) -> None:
         for part in usage:
@@ -153,7 +160,10 @@ class SlotBook:
             self._offer = None
 
     def fill(self, leased: Leased) -> bool:
-        """Answer the open offer with a claim; False if the claim's slots are not the first ones on offer."""
+        """Answer the open offer with a claim; False if the claim's slots are not on offer.
+
+        They are the first ones of each device, unless a group's limit had something against those.
+        """
         offer = self._offer
         if offer is None:
             return False
@@ -164,7 +174,11 @@ class SlotBook:
             return False
         rank = np.arange(len(offer)) - np.repeat(np.cumsum(offer.counts) - offer.counts, offer.counts)
         if (offer.slot_us[rank < np.repeat(filled, offer.counts)] != leased.slot_us[order]).any():
-            return False
+            taken = _among(offer, rows, leased.slot_us)
+            if np.count_nonzero(taken) != len(rows):
+                return False
+            offer = self._log.reduce(offer, taken)
+            filled = offer.counts
         self._log.answer(offer, filled)
         self._offer = None
         return True
@@ -178,7 +192,16 @@ class SlotBook:
 
     def release(self, device: Int32s, slot_us: Int64s) -> None:
         """Slots that were not used: free again."""
-        self._log.release(self._fleet.rows(device), slot_us)
+        rows = self._fleet.rows(device)
+        self._log.release(rows, slot_us)
+        if self._groups and self._grouped[rows].any():
+            theirs = np.flatnonzero(self._grouped[rows])
+            self._freed.append(Freed(device[theirs], slot_us[theirs]))
+
+    def take_freed(self) -> Freed | None:
+        """Slots of devices in groups that became free since this was asked last."""
+        freed, self._freed = self._freed, []
+        return Freed.join(freed) if freed else None
 
     def book(self, leased: Leased, outcomes: Outcomes, *, handed: bool) -> None:
         """Book outcomes, row by row of ``leased``.
@@ -190,7 +213,7 @@ class SlotBook:
         self._log.settle(rows)
         unsent = np.isin(outcomes.outcome, _UNCHARGED)
         if unsent.any():
-            self._log.release(rows[unsent], leased.slot_us[unsent])
+            self.release(leased.device[unsent], leased.slot_us[unsent])
         unknown = outcomes.outcome == Outcome.IN_DOUBT
         if unknown.any():
             slot_us = leased.slot_us[unknown]
@@ -224,6 +247,13 @@ class SlotBook:
     def _rest(self, rows: Indices, at_us: Int64s, asked_s: NDArray[np.float64]) -> None:
         wait_s = np.nan_to_num(asked_s, nan=THROTTLE_S)
         np.maximum.at(self._rest_until_us, rows, at_us + np.rint(wait_s * SECOND_US).astype(np.int64))
+
+
+def _among(offer: Offer, rows: Indices, slot_us: Int64s) -> NDArray[np.bool_]:
+    """Which slots of an offer are these, given as rows of devices and moments."""
+    wanted = set(zip(rows.tolist(), slot_us.tolist(), strict=True))
+    offered = zip(offer.device.tolist(), offer.slot_us.tolist(), strict=True)
+    return np.array([slot in wanted for slot in offered], np.bool_)
 
 
 def _gap_us(fleet: Fleet) -> Int64s:

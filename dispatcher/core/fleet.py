@@ -56,6 +56,8 @@ class Fleet(Columns):
     name: list[str]
     gateway_url: list[str | None]
     gateway_token: list[str | None]
+    group: list[str | None]
+    """Whose limit each shares; None: nobody's."""
 
     @property
     def sends(self) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ epochs              who may act, and the ``Seat`` port
 enrolling           queued lead changes become enrolments and ends
 ending              ends of attempts and of leases
 replying            what leads write back
+usage               what devices have sent, or may have
 coordinator_store   the ``CoordinatorStore`` port
 shard_store         the ``ShardStore`` port
 evidence            what the checker judges by

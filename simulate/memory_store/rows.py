@@ -38,6 +38,7 @@ class Device:
     gateway_url: str | None = None
     gateway_token: str | None = None
     gateway_idempotent: bool = True
+    group_name: str | None = None
     paused: bool = False
     breaker_trips: int = 0
     probe_us: int | None = None
@@ -56,6 +57,33 @@ class Device:
         """How often in a row the breaker has opened; 0 while it is closed."""
         failing = self.health == "quarantined" and self.health_cause == "failures" and self.probe_us is not None
         return self.breaker_trips if failing and not self.paused else 0
+
+
+@dataclass(slots=True)
+class DeviceGroup:
+    """``device_groups``."""
+
+    name: str
+    quota_per_hour: int | None = None
+    quota_per_day: int | None = None
+
+
+class GroupQuota(NamedTuple):
+    """``device_group_quota_history``: what held for a group from a moment on."""
+
+    name: str
+    valid_from_us: int
+    per_hour: int | None
+    per_day: int | None
+
+
+class Membership(NamedTuple):
+    """``device_group_history``: which group a device was in from a moment on."""
+
+    number: int
+    id: UUID
+    valid_from_us: int
+    name: str | None
 
 
 class Quota(NamedTuple):
