@@ -84,6 +84,7 @@ def load(leads: int) -> Load:
         name=[str(n) for n in range(size)],
         gateway_url=[None] * size,
         gateway_token=[None] * size,
+        group=[None] * size,
     )
     device = random.integers(1, size + 1, leads).astype(np.int32)
     due_us = np.sort(random.choice(HOUR_US, leads, replace=False))

@@ -14,6 +14,7 @@ from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Lease
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet, Gateway
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.group_log import Group
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
 
@@ -223,6 +224,15 @@ class CoordinatorStore(EnrolStore, RescueStore, BalanceStore, Protocol):
 
     async def assign_shards(self, number: Int32s, shard: Int32s) -> None:
         """Give devices to shards; a former owner is superseded with it."""
+
+    async def groups(self, since_us: int) -> list[Group]:
+        """Groups of devices by name, with the devices that are in them, or were since ``since_us``."""
+
+    async def usage(self, number: Int32s, since_us: int) -> list[Usage]:
+        """Every slot of these devices after ``since_us``, from ledger and leases in one snapshot.
+
+        Counted as for ``ShardStore.usage``, but all at their slots.
+        """
 
     async def begin_day(self, now_us: int, days_ahead: int, kept_us: int) -> int:
         """Ledger partitions from yesterday to ``days_ahead`` days after ``now_us``; how many were made.

@@ -167,15 +167,8 @@ class Shard:
 
     def take_due(self) -> DueSoon:
         """What became due again since this was asked last: the earliest moment a device."""
-        if not self._due:
-            return DueSoon(np.zeros(0, np.int32), np.zeros(0, np.int64))
-        device = np.concatenate([part[0] for part in self._due])
-        due_us = np.concatenate([part[1] for part in self._due])
-        self._due = []
-        number, inverse = np.unique(device, return_inverse=True)
-        earliest_us = np.full(len(number), NEVER_US, np.int64)
-        np.minimum.at(earliest_us, inverse, due_us)
-        return DueSoon(number, earliest_us)
+        due, self._due = self._due, []
+        return DueSoon.earliest(due, self._slots.take_freed())
 
     def deliver(self, offer: int, leased: Leased | None) -> None:
         """Take what was claimed for ``offer``. Seen before, or of another epoch: ignored."""
@@ -258,8 +251,7 @@ class Shard:
         if back:
             await self._give_back(leased, back, now_us, opens_us)
         if len(too_late) and self.trusted:
-            due = await self._latecomers.move(catalogue, now_us)
-            self._due += due
+            self._due = await self._latecomers.move(catalogue, now_us) + self._due  # as it is afterwards
         if len(shut) and self.trusted:
             await self._windows.postpone(leased.take(shut), catalogue, now_us)
         leaves, sayable = np.ones((2, len(leased)), np.bool_)

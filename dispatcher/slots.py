@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.config import Settings
-from dispatcher.core.batches import Indices, Int32s, Int64s, Leased, Outcomes
+from dispatcher.core.batches import Freed, Indices, Int32s, Int64s, Leased, Outcomes
 from dispatcher.core.breaker import Breakers, Turned
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.leases import Usage
@@ -63,6 +63,8 @@ class SlotBook:
         self._windowed = fleet.windowed
         self._rest_until_us = fleet.rest_until_us.copy()
         self._offer: Offer | None = None
+        self._freed: list[Freed] = []
+        self._note_groups()
         self._load_usage(usage, fleet.number)
 
     # Devices -------------------------------------------------------------------------------------------------
@@ -104,6 +106,7 @@ class SlotBook:
             quota_per_hour=fleet.quota_per_hour, quota_per_day=fleet.quota_per_day, min_gap_us=_gap_us(fleet)
         )
         self._fleet, self._windowed = fleet, fleet.windowed
+        self._note_groups()
         self._bound(np.arange(len(fleet)))
         self._load_usage(usage, joined)
 
@@ -121,6 +124,10 @@ class SlotBook:
         """Devices, by number, whose breakers have turned since this was asked last; None where none has."""
         turned = self._breakers.take_turned()
         return turned.replace(device=self._fleet.number[turned.device]) if len(turned) else None
+
+    def _note_groups(self) -> None:
+        self._grouped = np.array([name is not None for name in self._fleet.group], np.bool_)
+        self._groups = bool(self._grouped.any())
 
     def _load_usage(self, usage: list[Usage], numbers: Int32s) -> None:
         for part in usage:
@@ -159,7 +166,10 @@ class SlotBook:
             self._offer = None
 
     def fill(self, leased: Leased) -> bool:
-        """Answer the open offer with a claim; False if the claim's slots are not the first ones on offer."""
+        """Answer the open offer with a claim; False if the claim's slots are not on offer.
+
+        They are the first ones of each device, unless a group's limit had something against those.
+        """
         offer = self._offer
         if offer is None:
             return False
@@ -170,7 +180,11 @@ class SlotBook:
             return False
         rank = np.arange(len(offer)) - np.repeat(np.cumsum(offer.counts) - offer.counts, offer.counts)
         if (offer.slot_us[rank < np.repeat(filled, offer.counts)] != leased.slot_us[order]).any():
-            return False
+            taken = _among(offer, rows, leased.slot_us)
+            if np.count_nonzero(taken) != len(rows):
+                return False
+            offer = self._log.reduce(offer, taken)
+            filled = offer.counts
         self._log.answer(offer, filled)
         self._offer = None
         return True
@@ -184,7 +198,16 @@ class SlotBook:
 
     def release(self, device: Int32s, slot_us: Int64s) -> None:
         """Slots that were not used: free again."""
-        self._log.release(self._fleet.rows(device), slot_us)
+        rows = self._fleet.rows(device)
+        self._log.release(rows, slot_us)
+        if self._groups and self._grouped[rows].any():
+            theirs = np.flatnonzero(self._grouped[rows])
+            self._freed.append(Freed(device[theirs], slot_us[theirs]))
+
+    def take_freed(self) -> Freed | None:
+        """Slots of devices in groups that became free since this was asked last."""
+        freed, self._freed = self._freed, []
+        return Freed.join(freed) if freed else None
 
     def book(self, leased: Leased, outcomes: Outcomes, *, handed: bool) -> None:
         """Book outcomes, row by row of ``leased``.
@@ -196,7 +219,7 @@ class SlotBook:
         self._log.settle(rows)
         unsent = np.isin(outcomes.outcome, _UNCHARGED)
         if unsent.any():
-            self._log.release(rows[unsent], leased.slot_us[unsent])
+            self.release(leased.device[unsent], leased.slot_us[unsent])
         unknown = outcomes.outcome == Outcome.IN_DOUBT
         if unknown.any():
             slot_us = leased.slot_us[unknown]
@@ -242,6 +265,13 @@ def rest_until_us(outcome: Outcome, at_us: Int64s, asked_s: NDArray[np.float64])
     wait_s = np.nan_to_num(asked_s, nan=CONSEQUENCES[outcome].wait_s or 0.0)
     until_us: Int64s = at_us + np.rint(wait_s * SECOND_US).astype(np.int64)
     return until_us
+
+
+def _among(offer: Offer, rows: Indices, slot_us: Int64s) -> NDArray[np.bool_]:
+    """Which slots of an offer are these, given as rows of devices and moments."""
+    wanted = set(zip(rows.tolist(), slot_us.tolist(), strict=True))
+    offered = zip(offer.device.tolist(), offer.slot_us.tolist(), strict=True)
+    return np.array([slot in wanted for slot in offered], np.bool_)
 
 
 def _gap_us(fleet: Fleet) -> Int64s:

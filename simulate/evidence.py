@@ -53,6 +53,9 @@ ENROLMENT: Final = np.dtype(
     ]
 )
 QUOTA: Final = np.dtype([("device", "<i4"), ("from_us", "<i8"), ("per_hour", "<i4"), ("per_day", "<i4")])
+MEMBERSHIP: Final = np.dtype([("device", "<i4"), ("group", "<i4"), ("from_us", "<i8")])
+UNLIMITED: Final = 2**31 - 1
+"""A group's quota where it has none."""
 NO_DUE: Final = -(2**63)
 """``due`` of an enrolment that has nothing left to send, as PostgreSQL sends ``-infinity``."""
 ALWAYS_US: Final = -(2**62)
@@ -101,6 +104,13 @@ _QUOTAS_SQL: Final = """
 SELECT d.number, dripline_us(h.valid_from), h.quota_per_hour, h.quota_per_day
 FROM devices d JOIN device_quota_history h ON h.device_id = d.id
 """
+_GROUP_QUOTAS_SQL: Final = """
+SELECT g.name, dripline_us(h.valid_from), coalesce(h.quota_per_hour, 2147483647), coalesce(h.quota_per_day, 2147483647)
+FROM device_groups g JOIN device_group_quota_history h ON h.group_name = g.name ORDER BY g.name, h.valid_from
+"""
+_MEMBERSHIPS_SQL: Final = """
+SELECT number, group_name, dripline_us(valid_from) FROM device_group_history ORDER BY id
+"""
 _READY_SQL: Final = """
 SELECT number FROM devices
 WHERE health = 'available' AND NOT paused AND NOT (SELECT paused FROM fleet)
@@ -146,6 +156,12 @@ class Evidence:
     devices: Mapping[int, tuple[str, str]]
     """Id and name by number."""
     hour_s: float
+    groups: tuple[str, ...] = ()
+    """Names of groups of devices that share a limit; they are numbered from 1."""
+    group_quotas: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, QUOTA))
+    """``QUOTA`` records with groups for devices; ``UNLIMITED`` where one has no limit."""
+    memberships: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, MEMBERSHIP))
+    """``MEMBERSHIP`` records: which group a device was in from when on, until its next record; 0: none."""
     earlier: tuple[Catalogue, ...] = ()
     """Catalogues that held before: steps, delays and windows are judged by whatever ever held."""
     time_zones: Mapping[str, Sequence[tuple[int, str | None]]] = field(default_factory=dict)
@@ -223,6 +239,9 @@ async def collect(
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         catalogue = Catalogue.of(await read_sequences(connection))
         quotas = await connection.fetch(_QUOTAS_SQL)
+        group_quotas = await connection.fetch(_GROUP_QUOTAS_SQL)
+        groups = {name: number for number, name in enumerate(dict.fromkeys(row[0] for row in group_quotas), 1)}
+        memberships = await connection.fetch(_MEMBERSHIPS_SQL)
         devices = await connection.fetch("SELECT number, id::text, name, health FROM devices")
         opted_out = await connection.fetch(
             "SELECT phone, dripline_us(opted_out_at) AS at FROM leads WHERE opted_out_at IS NOT NULL"
@@ -233,6 +252,9 @@ async def collect(
             catalogue=catalogue,
             outcomes=outcomes,
             quotas=np.array([tuple(row) for row in quotas], QUOTA),
+            groups=tuple(groups),
+            group_quotas=np.array([(groups[name], *held) for name, *held in group_quotas], QUOTA),
+            memberships=np.array([(number, groups.get(name, 0), at) for number, name, at in memberships], MEMBERSHIP),
             opted_out={row["phone"]: row["at"] for row in opted_out},
             time_zones=await _time_zones(connection) if has_windows(catalogue, *earlier) else {},
             missed=await connection.fetchval(_MISSED_SQL),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dispatcher.core.fleet import Fleet
 from simulate.driver import Fault
 from simulate.timetable import DeviceChange, Event, Kill, OptOut, Switch, Tag
+from simulate.waits import Shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Frame:
     """As it was at the end."""
     faults: tuple[Fault, ...] = ()
     """In the order in which they struck."""
+    shared: Shared | None = None
+    """What its devices shared; None: no limit."""
 
 
 def faults_of(broke: Iterable[Fault], planned: Iterable[Event], last_us: int) -> tuple[Fault, ...]:

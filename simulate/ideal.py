@@ -13,7 +13,7 @@ from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.moments import SECOND_US
 from simulate.timelines import Limits, Timelines
-from simulate.waits import LIMITS, by_device, waits
+from simulate.waits import binding_limit, by_device, waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,7 @@ def gap(device: Int32s, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_u
         return Gap(0.0, 0.0, "none")
     both = beside(fleet.rows(device), due_us, slot_us, fleet, hour_us=hour_us, guard_us=guard_us)
     waited = waits(both.row, both.due_us, both.ideal_us, allowed(fleet, hour_us=hour_us, guard_us=guard_us))
-    waits_us = np.bincount(waited.limit, waited.until_us - waited.since_us, minlength=len(LIMITS))
-    binding = LIMITS[1 + int(waits_us[1:].argmax())] if waits_us[1:].any() else "none"
-    return Gap(float(both.late_s.mean()), float(both.late_s.max()), binding)
+    return Gap(float(both.late_s.mean()), float(both.late_s.max()), binding_limit(waited))
 
 
 def beside(row: Indices, due_us: Int64s, slot_us: Int64s, fleet: Fleet, *, hour_us: int, guard_us: int) -> Beside:

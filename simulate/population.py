@@ -33,6 +33,8 @@ class DeviceGroup:
     in_flight_max: int = 50
     name: str = "sim"
     """The devices are called ``<name>-0001`` and on."""
+    shared: tuple[int | None, int | None] | None = None
+    """What all of them together may send in an hour and in a day; None: nothing is shared."""
 
     @property
     def names(self) -> list[str]:
@@ -50,9 +52,17 @@ Zoned = tuple[str, float]
 async def create_devices(connection: asyncpg.Connection, *groups: DeviceGroup) -> None:
     """Create the devices of these groups, one group after the other."""
     limits = ("quota_per_hour", "quota_per_day", "min_gap_s", "in_flight_max")
-    named = [(name, *(getattr(group, limit) for limit in limits)) for group in groups for name in group.names]
+    named = [
+        (name, *(getattr(group, limit) for limit in limits), None if group.shared is None else group.name)
+        for group in groups
+        for name in group.names
+    ]
     records = [(name, f"{PHONE_PREFIX}8{n:08d}", *bounds) for n, (name, *bounds) in enumerate(named, 1)]
-    await connection.copy_records_to_table("devices", records=records, columns=("name", "phone", *limits))
+    await connection.executemany(
+        "INSERT INTO device_groups VALUES ($1, $2, $3)",
+        [(group.name, *group.shared) for group in groups if group.shared is not None],
+    )
+    await connection.copy_records_to_table("devices", records=records, columns=("name", "phone", *limits, "group_name"))
 
 
 async def create_leads(

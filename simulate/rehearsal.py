@@ -30,7 +30,7 @@ from dispatcher.errors import DriplineError
 from dispatcher.intake.leads import Counts
 from dispatcher.intake.sequences import apply
 from dispatcher.store.connect import connect
-from dispatcher.store.registry import read_fleet
+from dispatcher.store.registry import read_fleet, read_groups
 from dispatcher.store.session import Session
 from dispatcher.store.stamp import require_rehearsal
 from dispatcher.store.statements import statements
@@ -53,6 +53,7 @@ from simulate.scenario.sender import Over
 from simulate.sender import referee_sender
 from simulate.speed import Kept, Pace
 from simulate.timetable import BansLifted, DeviceChange, Event, Switch, Timetable, Wave
+from simulate.waits import Shared, binding_limit, waits
 from simulate.watcher import Watcher
 
 _LABELS = tuple(outcome.label for outcome in Outcome)
@@ -117,6 +118,8 @@ class Plan:
             return "everything pauses on the way" if None in paused else "a sequence pauses on the way"
         if any(each.max_lateness_h is not None for each in self.sequences):
             return "a sequence skips or shifts what is too late"
+        if any(group.shared for group in self.fleet):
+            return "devices share a limit"
         return "send windows close on the way" if any(each.send_window for each in self.sequences) else None
 
     @property
@@ -175,17 +178,18 @@ async def rehearse(
         spool = Path(scratch) / "receipts.bin"
         played = await _play(plan, settings, url, spool, reset, phases)
         receipts = read(spool, played.steps)
-        fleet = await _fleet(url)
+        fleet, shared = await _fleet(url, settings)
         names = dict(zip(fleet.number.tolist(), fleet.name, strict=True))
         # Side by side: the database gathers what the tables say while the receipts are hashed.
         evidence, sha256 = await asyncio.gather(
             _evidence(url, settings, played.timetable), asyncio.to_thread(receipts.sha256, names)
         )
         violations, figures = await asyncio.gather(
-            asyncio.to_thread(check, receipts, evidence), asyncio.to_thread(_figures, plan, settings, fleet, evidence)
+            asyncio.to_thread(check, receipts, evidence),
+            asyncio.to_thread(_figures, plan, settings, fleet, shared, evidence),
         )
         phases.begin("done")
-    frame = _frame(plan, settings, fleet, played.progress, waits=bool(figures["active"]))
+    frame = _frame(plan, settings, fleet, shared, played.progress, waits=bool(figures["active"]))
     wall_s = sum(phases.wall_s.values())
     sends = int(receipts.answered(Outcome.ACCEPTED).sum())
     outcome = RunOutcome(
@@ -382,12 +386,17 @@ async def _evidence(url: str, settings: Settings, timetable: Timetable) -> Evide
         await connection.close()
 
 
-async def _fleet(url: str) -> Fleet:
+async def _fleet(url: str, settings: Settings) -> tuple[Fleet, Shared | None]:
+    """The devices at the end, and what they share."""
     async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool:
-        return await read_fleet(Session(pool, statements("catalogue")))
+        session = Session(pool, statements("catalogue"))
+        fleet = await read_fleet(session)
+        return fleet, Shared.of(fleet, await read_groups(session, 0), settings)
 
 
-def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, waits: bool) -> Frame:
+def _frame(
+    plan: Plan, settings: Settings, fleet: Fleet, shared: Shared | None, progress: Progress, *, waits: bool
+) -> Frame:
     start_us, tick_us = from_datetime(plan.start), span_us(plan.tick_s)
     last_us = progress.now_us + tick_us
     return Frame(
@@ -398,6 +407,7 @@ def _frame(plan: Plan, settings: Settings, fleet: Fleet, progress: Progress, *, 
         hour_us=settings.hours_us(1),
         guard_us=span_us(settings.guard_s),
         fleet=fleet,
+        shared=shared,
         faults=faults_of(progress.faults, plan.events, last_us),
     )
 
@@ -419,7 +429,7 @@ def _http(figures: HttpFigures, sends: int) -> dict[str, Any]:
     return {**asdict(figures), "sends_per_s": round(sends / max(figures.sending_s, 1e-9), 1)}
 
 
-def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -> dict[str, Any]:
+def _figures(plan: Plan, settings: Settings, fleet: Fleet, shared: Shared | None, evidence: Evidence) -> dict[str, Any]:
     status = np.bincount(evidence.enrolments["status"], minlength=len(STATUSES) + 1)
     good = evidence.ledger["outcome"] == _LABELS.index("accepted") + 1
     device = evidence.ledger["device"][good].astype(np.int32)
@@ -427,6 +437,10 @@ def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -
     late_s = (slot_us - due_us) / 1e6
     hour_us, guard_us = settings.hours_us(1), span_us(settings.guard_s)
     gap = None if plan.uneven else ideal.gap(device, due_us, slot_us, fleet, hour_us=hour_us, guard_us=guard_us)
+    binding = None if gap is None else gap.binding_limit
+    if shared is not None:
+        limits = ideal.allowed(fleet, hour_us=hour_us, guard_us=guard_us)
+        binding = binding_limit(waits(fleet.rows(device), due_us, slot_us, limits, shared=shared))
     days = max(1.0, np.ceil((slot_us.max(initial=0) - from_datetime(plan.start)) / (24 * settings.hours_us(1))))
     use = np.bincount(fleet.rows(device), minlength=len(fleet)) / np.maximum(fleet.quota_per_day * days, 1)
     quantiles = np.quantile(late_s, (0.5, 0.95, 0.99, 1.0)) if len(late_s) else np.zeros(4)
@@ -438,6 +452,6 @@ def _figures(plan: Plan, settings: Settings, fleet: Fleet, evidence: Evidence) -
         "lateness_s": dict(zip(("p50", "p95", "p99", "max"), quantiles.round(3).tolist(), strict=True)),
         "optimality_gap_s": None if gap is None else {"mean": round(gap.mean_s, 3), "max": round(gap.max_s, 3)},
         "optimality_gap_missing": plan.uneven,
-        "binding_limit": None if gap is None else gap.binding_limit,
+        "binding_limit": binding,
         "device_use": {"mean": float(use.mean()), "min": float(use.min()), "max": float(use.max())} if len(use) else {},
     }

@@ -88,7 +88,7 @@ class Placed(NamedTuple):
     since_us: Int64s
     """When it was due and nothing stood before it on its device any more."""
     limit: Int8s
-    """What it waited for between then and its slot: 0 nothing, 1 pacing, 2 the hour, 3 the day."""
+    """What it waited for between then and its slot, by ``simulate.waits.LIMITS``."""
 
 
 class Timelines:
@@ -110,6 +110,10 @@ class Timelines:
         self._placed = np.zeros(len(room), np.int64)
         self._last_us = np.full(len(room), LONG_AGO, np.int64)
         self._slot_us = np.empty(int(room.sum()), np.int64)
+
+    def last_us(self, row: Indices) -> Int64s:
+        """The latest slot of each row."""
+        return self._last_us[row]
 
     def place(
         self, row: Indices, due_us: Int64s, *, until_us: int = NEVER_US, charged: NDArray[np.bool_] | None = None

@@ -469,8 +469,8 @@ def test_devices_are_added_imported_changed_and_listed(dripline, database_url, t
     assert dripline("devices", "set", "d-4", "--gateway-url", "gw.example")[:2] == (2, "")
     assert dripline("devices", "set", "d-4", "--min-gap-s", "1e300")[:2] == (2, "")
     assert dripline("devices", "list")[1].splitlines() == [
-        "d-1\t6012345\tavailable\t0/90\t0/800\t0/50\t5\thttp\thttps://gw.example/1",
-        "d-4\t-\tdraining (SIM change)\t0/5\t0/0\t0/50\t5\thttp\thttp://gw.example/4",
+        "d-1\t6012345\tavailable\t0/90\t0/800\t0/50\t5\thttp\thttps://gw.example/1\t-",
+        "d-4\t-\tdraining (SIM change)\t0/5\t0/0\t0/50\t5\thttp\thttp://gw.example/4\t-",
     ]
     assert ask(database_url, "SELECT name, gateway_token, gateway_idempotent FROM devices ORDER BY name") == [
         ("d-1", "secret", False),
@@ -561,3 +561,30 @@ def test_a_device_file_with_an_unknown_column_changes_nothing(dripline, database
         f"error: {path}: unknown column 'quota_per_hours' - did you mean 'quota_per_hour'?\n",
     )
     assert ask(database_url, "SELECT FROM devices") == []
+
+
+def test_devices_join_groups_and_leave_them(dripline, tmp_path):
+    assert dripline("devices", "group", "north")[::2] == (
+        2,
+        "error: group 'north': it needs a limit - give --per-hour or --per-day\n",
+    )
+    assert dripline("devices", "group", "north", "--per-hour", "600")[1] == "north: created\n"
+    assert dripline("devices", "group", "north", "--per-hour", "600")[1] == "north: unchanged\n"
+    assert dripline("devices", "group", "north", "--per-day", "5000")[1] == "north: changed\n"
+    assert dripline("devices", "add", "--name", "d-1", "--group", "south")[::2] == (
+        2,
+        "error: device 'd-1': there is no group 'south' - create it: dripline devices group south --per-day ...\n",
+    )
+    assert dripline("devices", "add", "--name", "d-1", "--group", "north")[1] == "added d-1\n"
+    path = tmp_path / "devices.csv"
+    path.write_text("name,group\nd-1,\nd-2,north\nd-3,south\nd-4,-\n")
+    status, shown, said = dripline("devices", "import", path)
+    assert (status, shown) == (0, "4 rows: 2 created, 0 updated, 1 unchanged, 1 rejected\n")
+    assert said == f"{path}, line 4: there is no group 'south'\n"
+    groups = [line.split("\t")[-1] for line in dripline("devices", "list")[1].splitlines()]
+    assert groups == ["north", "north", "-"]
+    assert dripline("devices", "groups")[1] == "north\t2\t0/-\t0/5000\n"
+    assert dripline("devices", "set", "d-1", "--quota-per-hour", "5")[1] == "d-1: changed\n"
+    assert dripline("devices", "set", "d-1", "--group", "-")[1] == "d-1: changed\n"
+    assert dripline("devices", "set", "d-1", "--group", "-")[1] == "d-1: unchanged\n"
+    assert dripline("devices", "groups")[1] == "north\t1\t0/-\t0/5000\n"

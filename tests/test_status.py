@@ -137,6 +137,7 @@ async def test_status_as_json_holds_every_figure(world):
         ],
         "due": 1,
         "paused_steps": [],
+        "archived": [],
         "paused": [{"what": "sequence", "name": "Crypto", "since": None, "until": None, "reason": None, "count": 1}],
         "skipped": 0,
         "shifted": 0,
@@ -385,6 +386,14 @@ async def test_a_trigger_that_stayed_enrols_again_only_when_set_anew(world, conn
         "fitness_start: opens '30 Day Fitness', but stayed on the lead after that enrolment stopped: it enrols again"
         " once it has been taken off and set anew"
     )
+
+
+async def test_what_devices_share_is_told_as_what_a_lead_waits_for(world, connection):
+    await connection.execute("INSERT INTO device_groups VALUES ('north', 4, 900)")
+    await connection.execute("UPDATE devices SET group_name = 'north', quota_per_hour = 80 WHERE name = 'd-1'")
+    shown = dripline("explain", "2", "--database-url", world).stdout
+    assert "(10 min ago); its device's group north has used up its hour" in shown
+    assert "\ngroup north: 4 of 4 this hour, 4 of 900 today\n" in shown
 
 
 async def test_an_unknown_lead_is_an_error_of_one_line(world):

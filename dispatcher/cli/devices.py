@@ -20,10 +20,13 @@ from dispatcher.intake.devices import (
     add_device,
     change_device,
     device,
+    device_group,
     drain_device,
     import_devices,
     list_devices,
+    list_groups,
     retire_device,
+    write_group,
 )
 from dispatcher.intake.pauses import pause_device
 
@@ -58,6 +61,9 @@ Account = Annotated[
 PerHour = Annotated[int | None, typer.Option("--quota-per-hour", min=0, show_default="80")]
 PerDay = Annotated[int | None, typer.Option("--quota-per-day", min=0, show_default="800")]
 InFlight = Annotated[int | None, typer.Option("--in-flight-max", min=0, show_default="50")]
+Group = Annotated[
+    str | None, typer.Option("--group", help="Whose limit it shares; - for none. See: dripline devices group.")
+]
 RampPerDay = Annotated[
     int | None, typer.Option("--ramp-per-day", min=0, help="What a new device may send a day at first; 0: no ramp.")
 ]
@@ -89,10 +95,61 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
             f"{row['min_gap_s']:g}",
             row["gateway_kind"],
             row["gateway_url"] or "-",
+            row["group_name"] or "-",
         )
         for row in run(body())
     ]
-    show_table(("name", "phone", "health", "hour", "day", "in flight", "gap s", "speaks", "gateway"), rows)
+    show_table(("name", "phone", "health", "hour", "day", "in flight", "gap s", "speaks", "gateway", "group"), rows)
+
+
+@app.command(epilog="Example: dripline devices groups")
+def groups(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """List the groups of devices with what all of theirs have sent, and their limits."""
+
+    async def body() -> list[dict[str, Any]]:
+        async with database(database_url, data_dir) as connection:
+            return await list_groups(connection)
+
+    rows = [
+        (
+            row["name"],
+            row["devices"],
+            f"{row['messages_hour']}/{_limit(row['quota_per_hour'])}",
+            f"{row['messages_today']}/{_limit(row['quota_per_day'])}",
+        )
+        for row in run(body())
+    ]
+    show_table(("name", "devices", "hour", "day"), rows)
+
+
+def _limit(quota: int | None) -> int | str:
+    return "-" if quota is None else quota
+
+
+@app.command(epilog="Example: dripline devices group portfolio-1 --per-hour 2000 --per-day 10000")
+def group(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    quota_per_hour: Annotated[
+        int | None, typer.Option("--per-hour", min=0, help="In any rolling hour.", show_default="no limit")
+    ] = None,
+    quota_per_day: Annotated[
+        int | None, typer.Option("--per-day", min=0, help="In any rolling 24 hours.", show_default="no limit")
+    ] = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Say what the devices of a group may send together, above their own limits. What is left out is no limit.
+
+    Devices join it with --group, or by a file's column. A lower limit binds what is sent from now on.
+    """
+    given = device_group(name, quota_per_hour, quota_per_day)
+
+    async def body() -> bool | None:
+        async with database(database_url, data_dir) as connection:
+            return await write_group(connection, given)
+
+    became = run(body())
+    out.out(f"{given.name}: {'unchanged' if became is None else 'created' if became else 'changed'}")
 
 
 @app.command(epilog="Example: dripline devices add --name d-1 --phone 60123456789 --gateway-url https://gw.example/d-1")
@@ -112,6 +169,7 @@ def add(
     min_gap_s: Gap = None,
     ramp_per_day: RampPerDay = None,
     ramp_growth: RampGrowth = None,
+    group: Group = None,
     database_url: DatabaseUrl = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -168,6 +226,7 @@ def set_(
     min_gap_s: Gap = None,
     ramp_per_day: RampPerDay = None,
     ramp_growth: RampGrowth = None,
+    group: Group = None,
     health: Annotated[Health | None, typer.Option("--health")] = None,
     health_cause: Annotated[str | None, typer.Option("--cause", help="Why, with --health.")] = None,
     database_url: DatabaseUrl = None,

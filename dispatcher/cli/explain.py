@@ -43,6 +43,8 @@ class Facts:
     unsearched: set[str]
     """Entries whose search has not come to this lead yet."""
     devices: dict[UUID, Row]
+    groups: dict[str, Row]
+    """Whose limits these devices share."""
     attempts: list[Row]
     decisions: list[Row]
     """What operators did about the enrolments."""
@@ -90,6 +92,8 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
     enrolments = await connection.fetch(sql["enrolments"], lead["id"])
     homes = {row["home_device_id"] for row in enrolments} | {lead["home_device_id"]}
     devices = {id_: await connection.fetchrow(sql["device"], id_) for id_ in homes if id_ is not None}
+    names = {row["group_name"] for row in devices.values() if row is not None and row["group_name"] is not None}
+    groups = {name: await connection.fetchrow(sql["group"], name) for name in sorted(names)}
     leader = await connection.fetchrow(statements("status")["leader"])
     return Facts(
         lead=lead,
@@ -101,6 +105,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         queued=bool(await connection.fetchval(sql["queued"], lead["id"])),
         unsearched={row["trigger"] for row in await connection.fetch(sql["unsearched"], lead["id"])},
         devices={id_: row for id_, row in devices.items() if row is not None},
+        groups={name: row for name, row in groups.items() if row is not None},
         attempts=await connection.fetch(sql["attempts"], [row["id"] for row in enrolments]),
         decisions=await connection.fetch(
             sql["decisions"], [f"lead {lead['id']}", *(f"enrolment {row['id']}" for row in enrolments)]
@@ -148,6 +153,8 @@ def show(facts: Facts) -> None:
     _heading("Devices")
     for device in facts.devices.values():
         _say(why_device(device))
+    for group in facts.groups.values():
+        _say(why_group(group))
     if not facts.devices:
         _say("none yet: a home device is chosen with the first enrolment")
     _heading("Last attempts")
@@ -272,6 +279,8 @@ def _why_waiting(facts: Facts, row: Row) -> str:
         return f"{late}; no device is available"
     if limit := _limit(device):
         return f"{late}; its device {limit}"
+    if limit := _group_limit(facts, device):
+        return f"{late}; its device's {limit}"
     return f"{late}; next in line on {device['name']}"
 
 
@@ -307,6 +316,15 @@ def _limit(device: Row) -> str | None:
     return None
 
 
+def _group_limit(facts: Facts, device: Row) -> str | None:
+    """What keeps the group of a device from sending now; None when nothing does."""
+    group = facts.groups.get(device["group_name"])
+    for sent, quota, span in (("messages_hour", "quota_per_hour", "hour"), ("messages_today", "quota_per_day", "day")):
+        if group is not None and group[quota] is not None and group[sent] >= group[quota]:
+            return f"group {group['name']} has used up its {span}"
+    return None
+
+
 def why_device(device: Row) -> str:
     """A device's health and headroom."""
     cause = f" ({device['health_cause']})" if device["health_cause"] else ""
@@ -319,6 +337,13 @@ def why_device(device: Row) -> str:
         f" {device['messages_today']} of {device['quota_per_day']} today,"
         f" {device['current_processing']} of {device['in_flight_max']} in progress{blocked}{missing}"
     )
+
+
+def why_group(group: Row) -> str:
+    """What a group of devices has sent, and may; what is in progress counts."""
+    spans = (("messages_hour", "quota_per_hour", "this hour"), ("messages_today", "quota_per_day", "today"))
+    used = [f"{group[sent]} of {group[quota]} {span}" for sent, quota, span in spans if group[quota] is not None]
+    return f"group {group['name']}: {', '.join(used)}"
 
 
 def _describe(facts: Facts) -> list[str]:

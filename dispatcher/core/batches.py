@@ -14,6 +14,8 @@ from typing import Any, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dispatcher.core.moments import NEVER_US
+
 Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Int8s = NDArray[np.int8]
@@ -211,11 +213,31 @@ class Outcomes(Columns):
 
 
 @dataclass(frozen=True, slots=True)
+class Freed(Columns):
+    """Slots of devices in groups whose messages surely were not sent."""
+
+    number: Int32s
+    slot_us: Int64s
+
+
+@dataclass(frozen=True, slots=True)
 class DueSoon(Columns):
     """The earliest moment at which something is due, for devices whose enrolments moved on; may be ``NEVER_US``."""
 
     number: Int32s
     due_us: Int64s
+    freed: Freed | None = None
+    """What counts against no group's limit any more; None: nothing."""
+
+    @classmethod
+    def earliest(cls, parts: Sequence[tuple[Int32s, Int64s]], freed: Freed | None) -> DueSoon:
+        """Of devices and moments, which may repeat, the earliest moment a device, by number."""
+        if not parts:
+            return cls(np.zeros(0, np.int32), np.zeros(0, np.int64), freed)
+        number, inverse = np.unique(np.concatenate([device for device, _ in parts]), return_inverse=True)
+        due_us = np.full(len(number), NEVER_US, np.int64)
+        np.minimum.at(due_us, inverse, np.concatenate([moment for _, moment in parts]))
+        return cls(number, due_us, freed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ class Fleet(Columns):
     name: list[str]
     gateway_url: list[str | None]
     gateway_token: list[str | None]
+    group: list[str | None]
+    """Whose limit each shares; None: nobody's."""
     terms: list[Terms] | None = None
     """None: the generic contract everywhere, and no account that devices share."""
 

@@ -225,6 +225,20 @@ class SlidingLog:
             devices, first, filled = devices[~moved], first[~moved], filled[~moved]
         self._rings.extend(devices, filled, offer.slot_us[ranges(first, filled)])
 
+    def reduce(self, offer: Offer, kept: NDArray[np.bool_]) -> Offer:
+        """Take slots of an unanswered ``offer`` back; what it has left is to be answered.
+
+        Raises:
+            ValueError: the offer has been answered already.
+        """
+        devices = offer.devices
+        if (self._offer_of[devices] != offer.number).any():
+            raise ValueError(f"offer {offer.number} has been answered already")
+        counts = np.add.reduceat(kept, np.cumsum(offer.counts) - offer.counts, dtype=np.int64)
+        self._in_flight[devices] -= offer.counts - counts
+        self._offer_of[devices[counts == 0]] = 0
+        return Offer(offer.number, devices[counts > 0], counts[counts > 0], offer.device[kept], offer.slot_us[kept])
+
     def next_free_us(self, devices: Indices | None = None) -> Int64s:
         """The earliest moment each device could send; 0 when that was always, ``NEVER_US`` when it cannot.
 

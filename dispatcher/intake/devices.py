@@ -24,6 +24,19 @@ _PHONE_DIGITS: Final = range(3, 16)
 _PUNCTUATION: Final = str.maketrans("", "", "+()-. \t")
 
 
+NO_GROUP: Final = "-"
+
+
+class DeviceGroup(BaseModel):
+    """What the devices of a group may send together; None: no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^-\s]")]
+    quota_per_hour: Count | None
+    quota_per_day: Count | None
+
+
 class Device(BaseModel):
     """What is given of one device, by the names of its columns. None: as it is, or a new one's default."""
 
@@ -45,6 +58,8 @@ class Device(BaseModel):
     gateway_kind: GatewayKind | None = None
     gateway_phone_number_id: Annotated[str, StringConstraints(pattern=r"^[0-9]+$", max_length=64)] | None = None
     gateway_account: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    group: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    """Whose limit it shares; ``NO_GROUP`` takes it out of its group."""
 
     @field_validator("phone")
     @classmethod
@@ -96,12 +111,40 @@ def device(subject: str, values: dict[str, Any]) -> Device:
         raise InputError(subject, f"{where}{problem_of(error)}") from None
 
 
+def device_group(name: str, quota_per_hour: int | None, quota_per_day: int | None) -> DeviceGroup:
+    """The group of devices that these describe.
+
+    Raises:
+        InputError: one of them is out of range, or there is no limit.
+    """
+    subject = f"group {name!r}"
+    if quota_per_hour is None and quota_per_day is None:
+        raise InputError(subject, "it needs a limit", "give --per-hour or --per-day")
+    try:
+        return DeviceGroup(name=name, quota_per_hour=quota_per_hour, quota_per_day=quota_per_day)
+    except ValidationError as error:
+        raise InputError(subject, f"{error.errors()[0]['loc'][0]}: {problem_of(error)}") from None
+
+
+async def write_group(connection: asyncpg.Connection, given: DeviceGroup) -> bool | None:
+    """Make the group of this name have these limits: True if it is new, None if nothing changed."""
+    created: bool | None = await connection.fetchval(
+        statements("intake")["write_group"], given.name, given.quota_per_hour, given.quota_per_day
+    )
+    return created
+
+
+async def list_groups(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+    """Every group with its limits, its devices, and what those have sent."""
+    return [dict(row) for row in await connection.fetch(statements("intake")["group_list"])]
+
+
 async def write_device(connection: asyncpg.Connection, given: Device) -> bool | None:
     """Make the device of this name say what ``given`` says: True if it is new, None if nothing changed.
 
     Raises:
-        InputError: its phone is another device's: the limits of a number would hold twice. Or it is retired, or speaks
-            to the WhatsApp Cloud API and nobody has said as which number.
+        InputError: its phone is another device's: the limits of a number would hold twice. Or there is no such group,
+            or it is retired, or speaks to the WhatsApp Cloud API and nobody has said as which number.
     """
     if given.gateway_kind == "whatsapp":
         given = await _whatsapp(connection, given)
@@ -111,6 +154,10 @@ async def write_device(connection: asyncpg.Connection, given: Device) -> bool | 
             raise InputError(
                 f"device {given.name!r}", f"phone {given.phone} is that of device {other!r}", "give it its own"
             )
+    known = given.group in (None, NO_GROUP) or await connection.fetchval(statements("intake")["is_group"], given.group)
+    if not known:
+        advice = f"create it: dripline devices group {given.group} --per-day ..."
+        raise InputError(f"device {given.name!r}", f"there is no group {given.group!r}", advice)
     try:
         created: bool | None = await connection.fetchval(
             statements("intake")["write_device"], *(getattr(given, name) for name in Device.model_fields)

@@ -13,7 +13,8 @@ import numpy as np
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
-from dispatcher.core.leases import EndedLeases, Want
+from dispatcher.core.group_log import Group
+from dispatcher.core.leases import EndedLeases, Usage, Want
 from dispatcher.core.moments import NEVER_US
 from dispatcher.errors import FencedError, StoreUnavailableError
 from dispatcher.ports import Enrolled, Homes, Search, Versions
@@ -22,7 +23,7 @@ from dispatcher.store.bodies import unpacked
 from dispatcher.store.columns import int32s, int64s, moments
 from dispatcher.store.connect import LOCK_TIMEOUT_S
 from dispatcher.store.erasure import sweep
-from dispatcher.store.registry import read_catalogue, read_fleet, read_versions
+from dispatcher.store.registry import read_catalogue, read_fleet, read_groups, read_versions
 from dispatcher.store.seats import PostgresSeat
 from dispatcher.store.session import Session
 from dispatcher.store.statements import statements
@@ -75,6 +76,15 @@ class PostgresCoordinatorStore:
     async def assign_shards(self, number: Int32s, shard: Int32s) -> None:
         """Give devices to shards."""
         await self._session.changed("assign_shards", number.tolist(), shard.tolist())
+
+    async def groups(self, since_us: int) -> list[Group]:
+        """Groups of devices by name, with the devices that are in them, or were since ``since_us``."""
+        return await read_groups(self._session, since_us)
+
+    async def usage(self, number: Int32s, since_us: int) -> list[Usage]:
+        """Every slot of these devices after ``since_us``, from ledger and leases in one snapshot."""
+        rows = await self._session.rows("group_usage", number.tolist(), since_us)
+        return [Usage(row["number"], moments(row["at"])) for row in rows]
 
     async def home_load(self) -> dict[UUID, int]:
         """Live enrolments by home device."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from dispatcher.core.fleet import Fleet, Terms, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step, Template
+from dispatcher.core.group_log import Group
 from dispatcher.core.windows import DAYS, Window
 from dispatcher.ports import Versions
 from dispatcher.store.session import Session
@@ -69,6 +70,19 @@ async def read_fleet(session: Session, shard: int | None = None) -> Fleet:
     return _fleet(await session.rows("devices", shard))
 
 
+async def read_groups(session: Session, since_us: int) -> list[Group]:
+    """All groups of devices, with those that are in them, or were since ``since_us``."""
+    return groups_of(await session.rows("groups", since_us))
+
+
+def groups_of(rows: list[asyncpg.Record]) -> list[Group]:
+    """Groups from the rows of ``groups``."""
+    return [
+        Group(row["name"], row["quota_per_hour"], row["quota_per_day"], np.array(row["members"], np.int32))
+        for row in rows
+    ]
+
+
 async def read_devices(connection: asyncpg.Connection) -> Fleet:
     """All devices, for a person's command."""
     return _fleet(await connection.fetch(statements("catalogue")["devices"], None))
@@ -98,6 +112,7 @@ def _fleet(rows: list[asyncpg.Record]) -> Fleet:
         name=column.get("name", []),
         gateway_url=column.get("gateway_url", []),
         gateway_token=column.get("gateway_token", []),
+        group=column.get("group_name", []),
         terms=[
             Terms(row["gateway_kind"], row["gateway_phone_number_id"], row["gateway_account"], row["rest_until_us"])
             for row in rows

@@ -41,12 +41,13 @@ class Nodes:
     Args:
         others: how many beside the head.
         rng: draws which hook a node starts with.
+        hooks: whether nodes start with one of Ray's fault hooks at all.
     """
 
-    def __init__(self, others: int, rng: Random) -> None:
+    def __init__(self, others: int, rng: Random, hooks: bool) -> None:
         from ray.cluster_utils import Cluster
 
-        self._rng = rng
+        self._rng, self._hooks = rng, hooks
         self.hooked: dict[str, int] = dict.fromkeys(HOOKS, 0)
         # Without Ray's own hooks at exit: those want the main thread, which must not stand still meanwhile.
         self._cluster = Cluster(
@@ -85,7 +86,7 @@ class Nodes:
     def _arguments(self) -> dict[str, Any]:
         environment: dict[str, str] = {}
         hook = self._rng.choice((None, *HOOKS)) if any(self.hooked.values()) else next(iter(HOOKS))
-        if hook is not None:
+        if hook is not None and self._hooks:
             self.hooked[hook] += 1
             environment |= HOOKS[hook]
         return {"num_cpus": 2, "object_store_memory": OBJECT_STORE_BYTES, "env_vars": environment}

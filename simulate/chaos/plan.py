@@ -41,7 +41,7 @@ class ChaosPlan:
     strikes: int = 30
     """Kills and cuts; half as many troubles that pass by themselves come on top."""
     only: tuple[str, ...] = ()
-    """Faults that strike; all kinds if none is named."""
+    """Faults that strike; all kinds, and Ray's own hooks, if none is named."""
     shards: int = 3
     idempotent: bool = True
     """Whether the gateway honours keys."""

@@ -93,7 +93,7 @@ async def staged(plan: ChaosPlan, server: EmbeddedServer, gateway: GatewayProces
         proxy = Proxy(Path(directory) / ".s.PGSQL.5432")
         await proxy.start()
         stack.push_async_callback(proxy.close)
-        nodes = await _started_nodes(plan.seed)
+        nodes = await _started_nodes(plan.seed, hooks=not plan.only)
         stack.push_async_callback(asyncio.to_thread, nodes.stop)
         engine = Engine(
             place / "run.log",
@@ -108,10 +108,10 @@ async def staged(plan: ChaosPlan, server: EmbeddedServer, gateway: GatewayProces
         yield stage
 
 
-async def _started_nodes(seed: int) -> Nodes:
+async def _started_nodes(seed: int, *, hooks: bool) -> Nodes:
     """The Ray nodes; whoever is interrupted meanwhile waits until they are up, and ends them."""
     # No task: those are all cancelled when the loop ends, and then nobody would know the nodes.
-    starting = asyncio.get_running_loop().run_in_executor(None, Nodes, _OTHER_NODES, Random(seed))  # noqa: S311
+    starting = asyncio.get_running_loop().run_in_executor(None, Nodes, _OTHER_NODES, Random(seed), hooks)  # noqa: S311
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:

@@ -35,7 +35,8 @@ class Violations:
     early: int = 0
     """Before its slot, before it was due, or before its predecessor's acceptance and delay."""
     over_hour: int = 0
-    """More arrivals of one device in some rolling hour than the quota that held, by the gateway's own clock."""
+    """More arrivals of one device, or of one group of devices, in some rolling hour than the quota that held, by the
+    gateway's own clock."""
     over_day: int = 0
     """As ``over_hour``, in 24 hours."""
     out_of_order: int = 0

@@ -20,25 +20,71 @@ _FREE: Final = np.array([outcome in PROVED_UNSENT for outcome in Outcome])
 
 def judge(matched: Matched) -> list[Breach]:
     """What was over a quota, and what was not wanted any more."""
-    return [*_over_quotas(matched), *_unwanted(matched)]
+    return [*_over_quotas(matched), *_over_group_limits(matched), *_unwanted(matched)]
 
 
 def _over_quotas(matched: Matched) -> list[Breach]:
     columns = matched.rows
     rows = np.flatnonzero(~_FREE[columns["answer"]])
-    rows = rows[by_device(columns["device"][rows], columns["arrived_us"][rows])]
-    device, arrived_us = columns["device"][rows], columns["arrived_us"][rows]
-    per_hour, per_day = _limits(matched, device, columns["slot_us"][rows])
-    hour_us = round(matched.evidence.hour_s * 1e6)
-    hour = _over(device, arrived_us, per_hour, hour_us)
-    day = _over(device, arrived_us, per_day, 24 * hour_us)
+    hour, day = _over(matched, rows, columns["device"][rows], matched.evidence.quotas)
     return [
-        Breach(3, "over_hour", "over the hour's quota", "receipts", rows[hour]),
-        Breach(3, "over_day", "over the day's quota", "receipts", rows[day]),
+        Breach(3, "over_hour", "over the hour's quota", "receipts", hour),
+        Breach(3, "over_day", "over the day's quota", "receipts", day),
     ]
 
 
-def _over(device: Int64s, arrived_us: Int64s, quota: Int64s, window_us: int) -> Flags:
+def _over_group_limits(matched: Matched) -> list[Breach]:
+    """Limits that devices share, a group at a time: its name stands in the finding."""
+    evidence, columns = matched.evidence, matched.rows
+    if not evidence.groups:
+        return []
+    rows = np.flatnonzero(~_FREE[columns["answer"]])
+    group = _groups(matched, columns["device"][rows], columns["slot_us"][rows])
+    found = []
+    for number, name in enumerate(evidence.groups, 1):
+        mine = group == number
+        hour, day = _over(matched, rows[mine], group[mine], evidence.group_quotas)
+        found += [
+            Breach(3, "over_hour", f"over the hour's limit of group {name!r}", "receipts", hour),
+            Breach(3, "over_day", f"over the day's limit of group {name!r}", "receipts", day),
+        ]
+    return found
+
+
+def _groups(matched: Matched, device: Int64s, slot_us: Int64s) -> Int64s:
+    """Which group each message counts for: the one its device was in for as long as a change may go unnoticed, and
+    until the message had arrived; 0 where there is none."""
+    evidence = matched.evidence
+    group = np.zeros(len(device), np.int64)
+    for number in np.unique(evidence.memberships["device"]).tolist():
+        stays = evidence.memberships[evidence.memberships["device"] == number]
+        rows = np.flatnonzero(device == number)
+        left_us = np.append(stays["from_us"][1:], 2**62)
+        for stay, until_us in zip(stays, left_us, strict=True):
+            there = (stay["from_us"] <= slot_us[rows] - evidence.refresh_us) & (
+                until_us > slot_us[rows] + evidence.look_us
+            )
+            group[rows[there]] = stay["group"]
+    return group
+
+
+def _over(matched: Matched, rows: Indices, whose: Int64s, quotas: NDArray[np.void]) -> tuple[Indices, Indices]:
+    """Which of these receipts were over an hour's quota, and which over a day's.
+
+    Args:
+        whose: the number of the device, or group, that each counts for.
+        quotas: theirs, ``QUOTA`` records.
+    """
+    columns, hour_us = matched.rows, round(matched.evidence.hour_s * 1e6)
+    order = by_device(whose, columns["arrived_us"][rows])
+    rows, whose = rows[order], whose[order]
+    arrived_us = columns["arrived_us"][rows]
+    per_hour, per_day = _limits(quotas, matched.evidence.refresh_us, whose, columns["slot_us"][rows])
+    hour = _beyond(whose, arrived_us, per_hour, hour_us)
+    return rows[hour], rows[_beyond(whose, arrived_us, per_day, 24 * hour_us)]
+
+
+def _beyond(device: Int64s, arrived_us: Int64s, quota: Int64s, window_us: int) -> Flags:
     """Arrivals that had ``quota`` others of their device within the window before them."""
     earlier = np.arange(len(device)) - quota
     found = earlier >= 0
@@ -47,13 +93,12 @@ def _over(device: Int64s, arrived_us: Int64s, quota: Int64s, window_us: int) -> 
     return found
 
 
-def _limits(matched: Matched, device: Int64s, slot_us: Int64s) -> tuple[Int64s, Int64s]:
+def _limits(quotas: NDArray[np.void], refresh_us: int, device: Int64s, slot_us: Int64s) -> tuple[Int64s, Int64s]:
     """Hour and day quota of each slot: the largest that held between the last refresh and the slot.
 
     Args:
         device: ascending.
     """
-    quotas = matched.evidence.quotas
     quotas = quotas[np.lexsort((quotas["from_us"], quotas["device"]))]
     top = int(max(device.max(initial=0), quotas["device"].max(initial=0))) + 1
     by_device = np.zeros((2, top), np.int64)
@@ -66,7 +111,7 @@ def _limits(matched: Matched, device: Int64s, slot_us: Int64s) -> tuple[Int64s, 
         held_to_us = np.append(history["from_us"][1:], 2**62)
         from_us = np.append(-(2**62), history["from_us"][1:])
         slot = slot_us[rows, None]
-        held = (from_us <= slot) & (held_to_us > slot - matched.evidence.refresh_us)
+        held = (from_us <= slot) & (held_to_us > slot - refresh_us)
         per_hour[rows] = np.where(held, history["per_hour"], 0).max(axis=1, initial=0)
         per_day[rows] = np.where(held, history["per_day"], 0).max(axis=1, initial=0)
     return per_hour, per_day

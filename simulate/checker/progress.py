@@ -176,7 +176,28 @@ def _idle_devices(matched: Matched) -> Flags:
     for span_us, most in ((0, np.ones(top)), (2 * hour_us, quota[0]), (25 * hour_us, quota[1])):
         lately = reserved_us > evidence.now_us - stuck_us - span_us
         idle &= np.bincount(device[lately], minlength=top) < most
+    if evidence.groups:
+        idle &= ~_limited_by_group(matched, top)
     return idle
+
+
+def _limited_by_group(matched: Matched, top: int) -> Flags:
+    """By number, whether a device was in a group at the end that may have been at its limit for all of ``stuck_us``."""
+    evidence, ledger = matched.evidence, matched.evidence.ledger
+    stuck_us, hour_us = evidence.stuck_us or 0, round(evidence.hour_s * 1e6)
+    group = np.zeros(top + 1, np.int64)
+    for stay in evidence.memberships:
+        group[min(stay["device"], top)] = stay["group"]
+    quota = np.zeros((2, len(evidence.groups) + 1), np.int64)
+    for each in np.sort(evidence.group_quotas, order="from_us"):
+        quota[:, each["device"]] = each["per_hour"], each["per_day"]
+    of, reserved_us = group[ledger["device"].astype(np.int64)], evidence.ledger_us("reserved")
+    full = np.zeros(len(evidence.groups) + 1, np.bool_)
+    for span_us, most in ((2 * hour_us, quota[0]), (25 * hour_us, quota[1])):
+        lately = reserved_us > evidence.now_us - stuck_us - span_us
+        full |= np.bincount(of[lately], minlength=len(full)) >= most
+    full[0] = False
+    return np.asarray(full[group[:top]])
 
 
 def _triggers(matched: Matched) -> list[Breach]:

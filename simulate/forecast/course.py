@@ -20,6 +20,7 @@ from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
 from dispatcher.core.outcomes import CONSEQUENCES, Outcome
 from dispatcher.core.routing import plan_homes
 from simulate.forecast.openings import Openings
+from simulate.forecast.shared import Lines
 from simulate.forecast.state import State
 from simulate.forecast.tally import Tally
 from simulate.forecast.turns import Turns
@@ -65,6 +66,8 @@ class Course:
         self.turns = Turns(world, self.steps, self.state)
         self._openings = Openings(world, self.steps, self.state)
         self._behaviour = world.behaviour
+        self._shared = world.shared
+        self._lines = None if self._shared is None else Lines(self._shared)
         self._groups = self._grouped()
         self._width_us = int(min([*self.steps.delay_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
         if any(any(shares) for shares in (world.behaviour.shares, *(p.shares for p in world.behaviour.periods))):
@@ -97,9 +100,15 @@ class Course:
         limits = self._limits()
         size = max(1, _TOGETHER * rows // max(len(self.state.lead), 1))
         keep = turns.most_per_day
+        lows = np.arange(0, rows, size)
+        if self._shared is not None:  # devices that share a limit stay together
+            for each in range(len(self._shared.per_hour)):
+                theirs = np.flatnonzero(self._shared.group == each)
+                lows = lows[(lows <= theirs.min(initial=rows)) | (lows > theirs.max(initial=0))]
+        highs = np.append(lows[1:], rows)
         return [
             _Group(low, high, Timelines(_of(limits, low, high), keep=keep[low:high]))
-            for low, high in ((low, min(low + size, rows)) for low in range(0, rows, size))
+            for low, high in zip(lows.tolist(), highs.tolist(), strict=True)
         ]
 
     def _limits(self) -> Limits:
@@ -113,6 +122,8 @@ class Course:
         for group in self._groups:
             mine = (past.row >= group.low) & (past.row < group.high)
             group.timelines.record(past.row[mine] - group.low, past.slot_us[mine])
+        if self._lines is not None:
+            self._lines.record(past.row, past.slot_us)
 
     def _settle(self, to_us: int) -> None:
         """Enrolments that begin in this segment get their devices, in the order in which they come."""
@@ -121,7 +132,7 @@ class Course:
         if not len(new):
             return
         new = new[np.lexsort((state.lead[new], state.due_us[new]))]
-        weight = np.where(self.turns.available, self.turns.per_day, 0).astype(np.float64)
+        weight = self.world.weight(self.turns.per_day, self.turns.available)
         load = self.turns.load()
         leads = np.flatnonzero(np.diff(state.lead[new], prepend=-1))
         for begin in range(0, len(leads), self.world.settings.enrol_rows):
@@ -153,6 +164,9 @@ class Course:
         """Whose device can send, and whose sequence runs; who has no device yet will get one if any can."""
         state, turns = self.state, self.turns
         able = turns.available & (np.minimum(turns.per_hour, turns.per_day) > 0)
+        if self._shared is not None:
+            shut = np.minimum(self._shared.per_hour, self._shared.per_day) == 0
+            able &= ~np.append(shut, False)[self._shared.group]
         home = state.home[who]
         can = np.where(home < 0, able.any(), able[home]) if len(able) else np.zeros(len(who), np.bool_)
         return np.asarray(can & (not turns.standing) & ~turns.paused[self.steps.sequence[state.step[who]]])
@@ -182,9 +196,12 @@ class Course:
         fate = self._fates(who, from_us)
         unsent = None if fate is None else (fate == Outcome.THROTTLED) | (fate == Outcome.REFUSED)
         due_us = state.due_us[who]
-        placed = group.timelines.explain(
-            row, np.maximum(due_us, from_us), until_us=to_us, charged=None if unsent is None else ~unsent
-        )
+        charged = None if unsent is None else ~unsent
+        ready_us = np.maximum(due_us, from_us)
+        if self._lines is None:
+            placed = group.timelines.explain(row, ready_us, until_us=to_us, charged=charged)
+        else:
+            placed = self._lines.explain(group.timelines, group.low, row, ready_us, until_us=to_us, charged=charged)
         slot_us = placed.slot_us
         there = slot_us < to_us
         if state.leaving:

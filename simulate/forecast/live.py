@@ -15,7 +15,7 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.core.moments import SECOND_US, from_datetime, span_us
 from dispatcher.core.quota import HOURS_PER_DAY
 from dispatcher.store.columns import int32s, int64s, moments
-from dispatcher.store.registry import read_devices, read_sequences
+from dispatcher.store.registry import groups_of, read_devices, read_sequences
 from dispatcher.store.statements import statements
 from simulate.forecast.world import Enrolments, Leads, Past, World
 
@@ -49,7 +49,7 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
     zone = Coded.of([name or None for row in found if row["lead"] for name in row["zone"].split(",")])
     wave, waves = _waves(int32s(column["day"])[first])
     left_out = (await connection.fetch(sql["left_out"]))[0]
-    day_us = settings.hours_us(HOURS_PER_DAY) + span_us(settings.guard_s)
+    day_us = settings.hours_us(HOURS_PER_DAY) + span_us(settings.guard_s + settings.deadline_s)
     return World(
         catalogue=catalogue,
         fleet=fleet,
@@ -72,6 +72,7 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
         start_us=now_us,
         tick_us=SECOND_US,
         settings=settings,
+        groups=groups_of(await connection.fetch(statements("catalogue")["groups"], now_us - day_us)),
         past=await _past(connection, fleet, now_us - day_us),
         standing=await connection.fetchval("SELECT paused FROM fleet"),
         paused=frozenset(catalogue.sequences[id_].name for id_ in set(catalogue.sequences) - catalogue.usable),

@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from dispatcher.core.group_log import Group
 from dispatcher.core.quota import HOURS_PER_DAY
-from simulate.forecast.outlook import Outlook, keeps_deadline
+from simulate.forecast.outlook import Outlook, capacity, keeps_deadline
 from simulate.forecast.world import World
 from simulate.scenario.load import Loaded
 from simulate.scenario.schema import Devices
@@ -69,23 +70,23 @@ def devices_needed(
 
 def _least(outlook: Outlook) -> int:
     """Fewer cannot do: what is to be sent by the deadline, over what a device can send until then."""
-    have = len(outlook.world.fleet)
-    return int(have * int(outlook.demand.sum()) // max(_until_deadline(outlook), 1))
+    have, alone = len(outlook.world.fleet), capacity(replace(outlook.world, groups=()))
+    return int(have * int(outlook.demand.sum()) // max(_until_deadline(outlook.world, alone), 1))
 
 
-def _until_deadline(outlook: Outlook) -> int:
-    """Messages that the fleet can send by the deadline at most: windows that begin before it count whole."""
-    world = outlook.world
+def _until_deadline(world: World, per_day: int) -> int:
+    """Messages that can be sent by the deadline at most, at so many a day: windows that begin before it count whole."""
     assert world.deadline_us is not None, "there is a deadline"
     days = -(-(world.deadline_us - world.start_us) // world.settings.hours_us(HOURS_PER_DAY))
-    return outlook.per_day * days
+    return per_day * days
 
 
 def hopeless(outlook: Outlook) -> bool:
-    """Whether no number of devices would help: the course itself takes longer, or what is left never gets a device."""
+    """Whether no number of devices would help: the course itself takes longer, what is left never gets a device, or it
+    fails by what groups of devices share."""
     deadline_us = outlook.world.deadline_us
     late = deadline_us is not None and outlook.course_end_us is not None and outlook.course_end_us >= deadline_us
-    return late or bool(outlook.left)
+    return late or bool(outlook.left) or outlook.group_bound
 
 
 def arithmetic(outlook: Outlook) -> Iterator[str]:
@@ -108,7 +109,7 @@ def arithmetic(outlook: Outlook) -> Iterator[str]:
     if outlook.demand[busiest] > outlook.per_day:
         due = int(outlook.demand[busiest])
         yield f"{due:,} messages are due on day {busiest + 1}: that needs {amount(due)} a day; {fleet}"
-    total, most = int(outlook.demand.sum()), _until_deadline(outlook)
+    total, most = int(outlook.demand.sum()), _until_deadline(world, outlook.per_day)
     if total > most:
         yield (
             f"{total:,} messages are due by day {days:g}, and at {amount(outlook.per_day)} a day the fleet sends "
@@ -117,6 +118,14 @@ def arithmetic(outlook: Outlook) -> Iterator[str]:
     if outlook.finish_us is not None:
         end = (outlook.finish_us - world.start_us) / day_us
         yield f"{outlook.overdue:,} messages come too late: the last one leaves on day {end:.1f} instead of {days:g}"
+    if outlook.group_bound:
+        shared = ", ".join(f"{group.name} {_limits_of(group)}" for group in world.groups)
+        yield f"what groups of devices share binds, however many devices they have: {shared}"
+
+
+def _limits_of(group: Group) -> str:
+    limits = ((group.quota_per_hour, "an hour"), (group.quota_per_day, "a day"))
+    return " and ".join(f"{amount(limit)} {span}" for limit, span in limits if limit is not None)
 
 
 def amount(count: int) -> str:

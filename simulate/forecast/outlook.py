@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,7 @@ from simulate.forecast.world import DONE, FAILED, STOPPED, WAITING, World
 _SLIGHT: Final = 0.01
 """Share of the devices' time below which a limit is not said to bind."""
 NOTHING: Final = "none"
+_NO_LIMIT: Final = np.int32(1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Outlook:
     """Messages that would be sent in each day if nothing ever waited."""
     per_day: int
     """What the fleet can send in a day."""
+    group_bound: bool
+    """Whether the plan fails by what groups of devices share, so that more devices in them would not help."""
     course_end_us: int | None
     """When the last message would leave if nothing ever waited."""
 
@@ -134,7 +137,19 @@ def forecast(world: World, on_progress: Callable[[int], None] = lambda sent: Non
         demand=demand,
         per_day=capacity(world),
         course_end_us=course_end_us,
+        group_bound=bool(left or tally.overdue or _unsent(course)) and _bound_by_groups(world),
     )
+
+
+def _bound_by_groups(world: World) -> bool:
+    """Whether the deadline could not be kept either if devices alone had no limits."""
+    if world.deadline_us is None or world.shared is None:
+        return False
+    size = len(world.fleet)
+    lifted = world.fleet.replace(
+        quota_per_hour=np.full(size, _NO_LIMIT), quota_per_day=np.full(size, _NO_LIMIT), min_gap_s=np.zeros(size)
+    )
+    return not keeps_deadline(replace(world, fleet=lifted))
 
 
 def keeps_deadline(world: World) -> bool:
@@ -151,7 +166,13 @@ def capacity(world: World) -> int:
     by_gap = HOURS_PER_DAY * hour_us / np.maximum(fleet.min_gap_s * SECOND_US, 1)
     by_hour = fleet.quota_per_hour.astype(np.int64) * HOURS_PER_DAY
     most = np.minimum(np.minimum(fleet.quota_per_day, by_hour), by_gap)
-    return int(most[fleet.available].sum())
+    most = np.where(fleet.available, most, 0)
+    if (shared := world.shared) is None:
+        return int(most.sum())
+    limits = [group.most_per_day for group in world.groups]
+    own = [int(most[shared.group == place].sum()) for place in range(len(limits))]
+    together = (each if limit is None else min(each, limit) for each, limit in zip(own, limits, strict=True))
+    return int(most[shared.group < 0].sum()) + sum(together)
 
 
 def _unsent(course: Course) -> int:

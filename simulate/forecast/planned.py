@@ -12,6 +12,7 @@ from dispatcher.core import triggers
 from dispatcher.core.batches import Coded, Indices, Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.group_log import Group
 from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.intake.csv_file import CsvFile, RejectedError
 from dispatcher.intake.lead_file import Lead
@@ -58,6 +59,7 @@ def world_of(plan: Plan, settings: Settings, file: list[Lead] | None = None) -> 
         start_us=start_us,
         tick_us=span_us(plan.tick_s),
         settings=settings,
+        groups=groups_of(plan),
         events=plan.events,
         behaviour=plan.behaviour,
         seed=plan.seed,
@@ -106,7 +108,18 @@ def fleet_of(plan: Plan, settings: Settings) -> Fleet:
         name=_names(groups),
         gateway_url=[None] * size,
         gateway_token=[None] * size,
+        group=[None if group.shared is None else group.name for group in groups for _ in range(group.count)],
     )
+
+
+def groups_of(plan: Plan) -> list[Group]:
+    """The limits that devices of a rehearsal share."""
+    last = np.cumsum([group.count for group in plan.fleet])
+    return [
+        Group(group.name, *group.shared, np.arange(end - group.count + 1, end + 1, dtype=np.int32))
+        for group, end in zip(plan.fleet, last.tolist(), strict=True)
+        if group.shared is not None
+    ]
 
 
 def _names(groups: list[DeviceGroup]) -> list[str]:

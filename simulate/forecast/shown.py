@@ -21,7 +21,13 @@ from simulate.outcome import span
 _BAR: Final = 20
 _SPANS: Final = 12
 """Rows of limits that are shown at most."""
-_NAMED: Final = {"hour": "hour quota", "day": "day quota", "pacing": "gap between messages"}
+_NAMED: Final = {
+    "hour": "hour quota",
+    "day": "day quota",
+    "pacing": "gap between messages",
+    "group hour": "hour limit of a group",
+    "group day": "day limit of a group",
+}
 _LEFT_OUT: Final = {
     "in_doubt": "enrolments are in doubt: dripline in-doubt list",
     "paused_leads": "leads are paused: their messages count as if they were not",
@@ -65,7 +71,10 @@ def as_json(outlook: Outlook, needed: int | None) -> dict[str, Any]:
         "hours": {
             "sent": sent.tolist(),
             "sent_so_far": np.cumsum(sent).tolist(),
-            **{f"waited_{name}": np.round(row, 4).tolist() for name, row in zip(REASONS, outlook.waited, strict=True)},
+            **{
+                f"waited_{name.replace(' ', '_')}": np.round(row, 4).tolist()
+                for name, row in zip(REASONS, outlook.waited, strict=True)
+            },
         },
         "left_out": world.left_out,
     }

@@ -12,7 +12,7 @@ from dispatcher.core.moments import NEVER_US
 from simulate.axis import Axis
 from simulate.timelines import Placed
 
-REASONS: Final = ("pacing", "hour", "day")
+REASONS: Final = ("pacing", "hour", "day", "group hour", "group day")
 """Rows of ``Tally.waited_us``: ``Placed.limit`` less one."""
 
 

@@ -131,7 +131,7 @@ class Turns:
         if not len(misplaced) or not self.available.any():
             return
         misplaced = misplaced[np.lexsort((misplaced, state.due_us[misplaced]))]
-        weight = np.where(self.available, self.per_day, 0).astype(np.float64)
+        weight = self._world.weight(self.per_day, self.available)
         homes = plan_homes(self._moved_to, weight, len(misplaced))
         self._moved_to += self._count(homes)
         state.home[misplaced] = homes

@@ -14,8 +14,10 @@ from dispatcher.core.backoff import text_key
 from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
+from dispatcher.core.group_log import Group, shares
 from simulate.referee import Behaviour
 from simulate.timetable import Event
+from simulate.waits import Shared
 
 WAITING, DONE, FAILED, STOPPED = range(4)
 """By ``Enrolments.state``."""
@@ -131,6 +133,8 @@ class World:
     past: Past = field(default_factory=lambda: Past(np.zeros(0, np.intp), np.zeros(0, np.int64)))
     paused: frozenset[str] = frozenset()
     """Names of the sequences that are switched off."""
+    groups: Sequence[Group] = ()
+    """Limits that devices share."""
     standing: bool = False
     """Whether the whole fleet is paused."""
     events: Sequence[Event] = ()
@@ -151,6 +155,17 @@ class World:
     def steps(self) -> Steps:
         """All steps."""
         return Steps.of(self.catalogue, self.settings.hours_us(1))
+
+    @property
+    def shared(self) -> Shared | None:
+        """What devices share; None: no limit."""
+        return Shared.of(self.fleet, self.groups, self.settings)
+
+    def weight(self, per_day: NDArray[np.integer], available: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """What each device can carry, for the choice of homes: its day quota, or its share of its group's limit."""
+        if (shared := self.shared) is not None:
+            per_day = shares(per_day, available, shared.group, [group.most_per_day for group in self.groups])
+        return np.where(available, per_day, 0).astype(np.float64)
 
     def border_after(self, moment_us: Int64s) -> Int64s:
         """The first tick border at or after each moment."""

@@ -6,6 +6,7 @@ ledger              the attempts: one row each, append-only
 epochs              who may act, and the ``Seat`` port
 enrolling           queued lead changes become enrolments and ends
 ending              ends of attempts and of leases
+usage               what devices have sent, or may have
 coordinator_store   the ``CoordinatorStore`` port
 shard_store         the ``ShardStore`` port
 evidence            what the checker judges by

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Int32s, Int64s, Leased
 from dispatcher.core.fleet import Fleet
 from dispatcher.core.graph import Catalogue
-from dispatcher.core.leases import EndedLeases, Want
+from dispatcher.core.group_log import Group
+from dispatcher.core.leases import EndedLeases, Usage, Want
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.triggers import remove
 from dispatcher.errors import FencedError
@@ -23,6 +24,7 @@ from simulate.memory_store.epochs import COORDINATOR, MemorySeat, shard_of, shar
 from simulate.memory_store.leases import leased_rows
 from simulate.memory_store.ledger import DAY_US
 from simulate.memory_store.rows import Enrolment, OpenEntry
+from simulate.memory_store.usage import usage
 
 
 class MemoryCoordinatorStore:
@@ -66,6 +68,24 @@ class MemoryCoordinatorStore:
         for device, owner in zip(number.tolist(), shard.tolist(), strict=True):
             if device in self._database.devices:
                 self._database.set_device(device, shard_id=owner)
+
+    async def groups(self, since_us: int) -> list[Group]:
+        """Groups of devices by name, with the devices that are in them, or were since ``since_us``."""
+        left_us: dict[int, int] = {}
+        members: dict[str, set[int]] = {name: set() for name in self._database.groups}
+        for stay in reversed(self._database.memberships):
+            if stay.name is not None and left_us.get(stay.number, since_us + 1) > since_us:
+                members[stay.name].add(stay.number)
+            left_us[stay.number] = stay.valid_from_us
+        return [
+            Group(name, row.quota_per_hour, row.quota_per_day, np.array(sorted(members[name]), np.int32))
+            for name, row in sorted(self._database.groups.items())
+        ]
+
+    async def usage(self, number: Int32s, since_us: int) -> list[Usage]:
+        """Every slot of these devices after ``since_us``, from ledger and leases."""
+        asked = {stay.id: stay.number for stay in self._database.memberships if stay.number in number}
+        return usage(self._database, asked, self._database.leased.values(), since_us, late=False)
 
     async def home_load(self) -> dict[UUID, int]:
         """Live enrolments by home device."""

@@ -20,12 +20,15 @@ from simulate.memory_store.rows import (
     BreachError,
     Change,
     Device,
+    DeviceGroup,
     Enrolment,
     Epoch,
+    GroupQuota,
     Handover,
     Heartbeat,
     LateStep,
     Lead,
+    Membership,
     OpenEntry,
     Quota,
     Reply,
@@ -50,6 +53,9 @@ class MemoryDatabase:
         self.devices: dict[int, Device] = {}
         """By number, ascending."""
         self.quotas: list[Quota] = []
+        self.groups: dict[str, DeviceGroup] = {}
+        self.group_quotas: list[GroupQuota] = []
+        self.memberships: list[Membership] = []
         self.sequences: dict[int, Sequence] = {}
         self.paused_leads: dict[int, int] = {}
         """Until when, by id."""
@@ -96,9 +102,12 @@ class MemoryDatabase:
         """A new device; ``columns`` by the names of ``Device``. Returns its number."""
         self._last_device += 1
         device = Device(self._last_device, columns.pop("id", UUID(int=self._last_device)), name, **columns)
+        self._require_group(device.group_name)
         self.devices[device.number] = device
         self._begin_ramp(device)
         self._keep_quota(device)
+        if device.group_name is not None:
+            self._keep_group(device)
         self.devices_changed()
         return device.number
 
@@ -111,6 +120,8 @@ class MemoryDatabase:
         device = self.devices[number]
         owner, ramp = device.shard_id, (device.ramp_per_day, device.ramp_day)
         quotas = device.quota_per_hour, device.day_quota
+        group = device.group_name
+        self._require_group(columns.get("group_name"))
         for column, value in columns.items():
             setattr(device, column, value)
         if ramp[0] != device.ramp_per_day and ramp[1] == device.ramp_day:
@@ -121,6 +132,8 @@ class MemoryDatabase:
                 seat.epoch = self.next_number()
         if quotas != (device.quota_per_hour, device.day_quota):
             self._keep_quota(device)
+        if group != device.group_name:
+            self._keep_group(device)
         self.devices_changed()
 
     def remove_device(self, number: int) -> None:
@@ -133,6 +146,8 @@ class MemoryDatabase:
         if any(row.home == device.id for row in self._live.values()):
             raise BreachError(f"device {device.name} has live enrolments")
         del self.devices[number]
+        if device.group_name is not None:
+            self.memberships.append(Membership(number, device.id, self.wall_us(), None))
         self.devices_changed()
 
     def grow_ramps(self, today: int) -> None:
@@ -148,6 +163,21 @@ class MemoryDatabase:
 
     def _keep_quota(self, device: Device) -> None:
         self.quotas.append(Quota(device.number, self.wall_us(), device.quota_per_hour, device.day_quota))
+
+    def _keep_group(self, device: Device) -> None:
+        self.memberships.append(Membership(device.number, device.id, self.wall_us(), device.group_name))
+
+    def _require_group(self, name: str | None) -> None:
+        if name is not None and name not in self.groups:
+            raise BreachError(f"there is no group {name}")
+
+    def put_group(self, name: str, quota_per_hour: int | None = None, quota_per_day: int | None = None) -> None:
+        """A new group of devices, or other limits of one; None: no limit."""
+        group = DeviceGroup(name, quota_per_hour, quota_per_day)
+        if self.groups.get(name) != group:
+            self.group_quotas.append(GroupQuota(name, self.wall_us(), quota_per_hour, quota_per_day))
+        self.groups[name] = group
+        self.devices_changed()
 
     # Sequences -----------------------------------------------------------------------------------------------
 
@@ -369,6 +399,7 @@ class MemoryDatabase:
             name=[row.name for row in rows],
             gateway_url=[row.gateway_url for row in rows],
             gateway_token=[row.gateway_token for row in rows],
+            group=[row.group_name for row in rows],
             terms=[
                 Terms(
                     row.gateway_kind,

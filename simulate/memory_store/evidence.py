@@ -14,9 +14,11 @@ from simulate.evidence import (
     ALWAYS_US,
     ENROLMENT,
     LEDGER,
+    MEMBERSHIP,
     NO_DUE,
     QUOTA,
     STATUSES,
+    UNLIMITED,
     Evidence,
     Skip,
     has_windows,
@@ -37,12 +39,21 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         earlier: catalogues that held before.
     """
     catalogue, numbers = database.catalogue(), database.devices
+    groups = {name: number for number, name in enumerate(sorted(database.groups), 1)}
     return Evidence(
         ledger=_ledger(database, outcomes),
         enrolments=_enrolments(database, known_triggers(catalogue, earlier)),
         catalogue=catalogue,
         outcomes=outcomes,
         quotas=np.array([tuple(quota) for quota in database.quotas if quota.number in numbers], QUOTA),
+        groups=tuple(groups),
+        group_quotas=np.array(
+            [(groups[name], at, *map(_limit, held)) for name, at, *held in database.group_quotas], QUOTA
+        ),
+        memberships=np.array(
+            [(stay.number, groups.get(stay.name or "", 0), stay.valid_from_us) for stay in database.memberships],
+            MEMBERSHIP,
+        ),
         opted_out={lead.phone: lead.opted_out_us for lead in database.leads.values() if lead.opted_out_us is not None},
         time_zones=_time_zones(database) if has_windows(catalogue, *earlier) else {},
         missed=sum(_missed(database, lead) for lead in database.leads.values()),
@@ -62,6 +73,10 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         shifted=sum(row.shifted_us is not None for row in database.late_steps),
         health={device.number: device.health for device in database.devices.values()},
     )
+
+
+def _limit(quota: int | None) -> int:
+    return UNLIMITED if quota is None else quota
 
 
 def _time_zones(database: MemoryDatabase) -> dict[str, Sequence[tuple[int, str | None]]]:

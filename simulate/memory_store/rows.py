@@ -44,6 +44,7 @@ class Device:
     gateway_phone_number_id: str | None = None
     gateway_account: str | None = None
     account_rests_until_us: int | None = None
+    group_name: str | None = None
     paused: bool = False
     breaker_trips: int = 0
     probe_us: int | None = None
@@ -70,6 +71,33 @@ class Reply(NamedTuple):
     lead: int
     received_us: int
     device: UUID | None = None
+
+
+@dataclass(slots=True)
+class DeviceGroup:
+    """``device_groups``."""
+
+    name: str
+    quota_per_hour: int | None = None
+    quota_per_day: int | None = None
+
+
+class GroupQuota(NamedTuple):
+    """``device_group_quota_history``: what held for a group from a moment on."""
+
+    name: str
+    valid_from_us: int
+    per_hour: int | None
+    per_day: int | None
+
+
+class Membership(NamedTuple):
+    """``device_group_history``: which group a device was in from a moment on."""
+
+    number: int
+    id: UUID
+    valid_from_us: int
+    name: str | None
 
 
 class Quota(NamedTuple):

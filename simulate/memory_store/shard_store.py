@@ -14,16 +14,13 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.core.moments import SECOND_US
-from dispatcher.core.outcomes import CHARGED_LATE, UNCHARGED
 from dispatcher.ports import Versions
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.ending import Given, give_back, next_visit, write_ends
 from simulate.memory_store.epochs import MemorySeat, shard_seat
 from simulate.memory_store.leases import leased_rows
 from simulate.memory_store.rows import Device, Enrolment, Handover, LateStep
-
-_UNCHARGED = frozenset(outcome.label for outcome in UNCHARGED)
-_CHARGED_LATE = frozenset(outcome.label for outcome in CHARGED_LATE)
+from simulate.memory_store.usage import usage
 
 
 class MemoryShardStore:
@@ -56,18 +53,8 @@ class MemoryShardStore:
 
     async def usage(self, since_us: int) -> list[Usage]:
         """Everything reserved after ``since_us``, from ledger and leases."""
-        database = self._database
-        used: dict[int, list[int]] = {}
         number_of = {device.id: device.number for device in self._devices()}
-        for attempt in database.ledger.rows:
-            if attempt.device in number_of and attempt.slot_us > since_us and attempt.outcome not in _UNCHARGED:
-                at_us = attempt.deadline_us if attempt.outcome in _CHARGED_LATE else attempt.slot_us
-                used.setdefault(number_of[attempt.device], []).append(at_us)
-        in_force = [seat.epoch for seat in database.epochs.values()]
-        for row in self._leased():
-            if row.device is not None and (row.epoch in in_force or database.said(row) is not None):
-                used.setdefault(row.device.number, []).append(row.deadline_us)
-        return [Usage(number, np.array(used[number], np.int64)) for number in sorted(used)]
+        return usage(self._database, number_of, self._leased(), since_us, late=True)
 
     async def leased_tokens(self, epoch: int) -> list[int]:
         """Tokens of the claims made under ``epoch`` that have no outcome yet."""

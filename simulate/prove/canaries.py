@@ -113,6 +113,14 @@ def _restart_forgets_in_flight(patches: ExitStack) -> None:
     _put(patches, MemoryShardStore, "usage", usage)
 
 
+@_canary("takeover forgets what groups have sent", "what devices have sent counts against their group's limit")
+def _takeover_forgets_groups(patches: ExitStack) -> None:
+    async def usage(self: Any, number: Any, since_us: int) -> list[Any]:
+        return []
+
+    _put(patches, MemoryCoordinatorStore, "usage", usage)
+
+
 @_canary("unknown attempts do not count", "what may have been sent counts against the quota")
 def _unknown_uncounted(patches: ExitStack) -> None:
     real = slots.SlotBook.book

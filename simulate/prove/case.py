@@ -114,7 +114,9 @@ class _Case:
         database = self._stage.database
         sends = sum(len(row.steps) for row in database.sequences.values()) * (len(database.leads) + 1)
         # All of them may be one device's.
-        days = 2 + sends / max(1, min(device.quota_per_day for device in database.devices.values()))
+        most = [device.quota_per_day for device in database.devices.values()]
+        most += [group.most_per_day // 2 for group in self._world.groups]  # its limit may be lowered on the way
+        days = 2 + sends / max(1, min(most))
         return self._world.faults_end_s + days * 24 * settings.hour_s * 1.2
 
     def _drained(self) -> bool:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from dispatcher.core.leases import Want
+from simulate.evidence import ALWAYS_US, UNLIMITED
 from simulate.memory_store import MemoryDatabase
 from simulate.memory_store.rows import BreachError
 from simulate.prove.dice import Dice
@@ -34,6 +35,10 @@ class Devices:
         self._database: MemoryDatabase = stage.database
         self.quotas: list[tuple[int, int, int, int]] = []
         """Device number, since when, hour and day quota: by the true clock."""
+        self.group_quotas: list[tuple[int, int, int, int]] = []
+        """The same of groups, numbered from 1."""
+        self.memberships: list[tuple[int, int, int]] = []
+        """Device number, group number or 0, since when."""
         self._leaving: set[int] = set()
         """Drained to be removed."""
         self.acts: dict[str, Callable[[Dice, Fault], None]] = {
@@ -49,6 +54,8 @@ class Devices:
 
     def begin(self) -> None:
         """Add those of the world."""
+        for group in self._stage.world.groups:
+            self._put_group(group.name, group.quota_per_hour, group.quota_per_day)
         for number, device in enumerate(self._stage.world.devices, 1):
             self._put(
                 f"d-{number}",
@@ -58,6 +65,7 @@ class Devices:
                 in_flight_max=device.in_flight_max,
                 min_gap_s=device.min_gap_s,
                 shard_id=device.shard,
+                group_name=device.group,
             )
 
     def heal(self) -> None:
@@ -77,10 +85,12 @@ class Devices:
         device = self._database.devices[number]
         self.quotas.append((number, self._stage.true_us(), device.quota_per_hour, device.quota_per_day))
 
-    def _put(self, name: str, idempotent: bool, **columns: float | None) -> int:
+    def _put(self, name: str, idempotent: bool, **columns: float | str | None) -> int:
         number = self._database.add_device(name, gateway_idempotent=idempotent, **columns)
         self._gateways.honour_keys(number, idempotent)
         self._keep_quota(number)
+        # It has been there from its beginning: nothing can have been sent before.
+        self.memberships.append((number, self._group_number(columns.get("group_name")), ALWAYS_US))
         return number
 
     # Health --------------------------------------------------------------------------------------------------
@@ -163,9 +173,40 @@ class Devices:
         self._done(fault, f"device {number} to shard {shard}")
         return True
 
+    # Groups --------------------------------------------------------------------------------------------------
+
+    def _group_number(self, name: float | str | None) -> int:
+        return [None, *(group.name for group in self._stage.world.groups)].index(name)  # type: ignore[arg-type]
+
+    def _put_group(self, name: str, per_hour: int | None, per_day: int | None) -> None:
+        self._database.put_group(name, per_hour, per_day)
+        limits = (UNLIMITED if limit is None else limit for limit in (per_hour, per_day))
+        hour, day = limits
+        self.group_quotas.append((self._group_number(name), self._stage.true_us(), hour, day))
+
+    def _change_group(self, dice: Dice, fault: Fault, by: float) -> bool:
+        """In worlds with groups, half of the time: other limits for one, or another group for a device."""
+        groups = self._stage.world.groups
+        if not groups or dice.chance(0.5):
+            return False
+        if dice.chance(0.5):
+            planned = dice.pick(groups)
+            limits = [None if limit is None else max(1, int(limit * by)) for limit in
+                      (planned.quota_per_hour, planned.quota_per_day)]  # fmt: skip
+            self._put_group(planned.name, *limits)
+            self._done(fault, f"group {planned.name}: {limits[0]} an hour, {limits[1]} a day")
+            return True
+        number, name = self._device(dice), dice.pick((None, *(group.name for group in groups)))
+        self._database.set_device(number, group_name=name)
+        self.memberships.append((number, self._group_number(name), self._stage.true_us()))
+        self._done(fault, f"device {number} to group {name}")
+        return True
+
     # Quotas and keys -----------------------------------------------------------------------------------------
 
     def _lower_quota(self, dice: Dice, fault: Fault) -> None:
+        if self._change_group(dice.of("group"), fault, 0.5):
+            return
         number = self._device(dice)
         device = self._database.devices[number]
         if device.quota_per_hour > 1:
@@ -177,6 +218,8 @@ class Devices:
             self._done(fault, f"device {number}")
 
     def _raise_quota(self, dice: Dice, fault: Fault) -> None:
+        if self._change_group(dice.of("group"), fault, 1.5):
+            return
         number = self._device(dice)
         device = self._database.devices[number]
         self._database.set_device(

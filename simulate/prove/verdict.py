@@ -10,7 +10,7 @@ import numpy as np
 from dispatcher.core.moments import SECOND_US, span_us
 from dispatcher.core.outcomes import CHARGED_LATE, UNCHARGED, Outcome
 from dispatcher.core.quota import SlidingLog
-from simulate.evidence import QUOTA, Evidence
+from simulate.evidence import MEMBERSHIP, QUOTA, Evidence
 from simulate.memory_store import evidence as tables
 from simulate.memory_store.rows import Device
 from simulate.prove.people import People
@@ -36,9 +36,15 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
     quotas = np.array(people.devices.quotas, QUOTA)
     # Slots are counted by the database's clock: a quota may seem to bind before it was changed.
     quotas["from_us"] -= skew_us
+    group_quotas = np.array(people.devices.group_quotas, QUOTA)
+    # A pass counts its slots from where it began, and reads the limits a little later.
+    group_quotas["from_us"] -= skew_us + span_us(settings.deadline_s)
     return replace(
         tables(stage.database, LABELS),
         quotas=quotas,
+        groups=tuple(group.name for group in stage.world.groups),
+        group_quotas=group_quotas,
+        memberships=np.array(people.devices.memberships, MEMBERSHIP),
         opted_out=people.leads.opted_out,
         time_zones=people.leads.time_zones,
         untriggered=people.leads.untriggered,

@@ -27,6 +27,7 @@ FOR_EVERYBODY: Final = TEXTS[:3]
 NAMES: Final = (None, "Ann", "Bo", "Chloé")
 TOKENS: Final = ("fit", "fit_2", "fitness", "outfit", "gym")
 """Tokens that are parts of each other: nothing may match by substring."""
+GROUPS: Final = ("north", "south")
 ZONES: Final = ("Asia/Kuala_Lumpur", "Europe/Berlin", "Asia/Singapore", "Asia/Kathmandu", "Nowhere/Land")
 """Of windows the first two; of leads also one with the same clock, one a quarter of an hour off, and none at all."""
 
@@ -41,6 +42,21 @@ class DevicePlan:
     min_gap_s: float
     idempotent: bool
     shard: int
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """Devices that share a limit; None: there is none."""
+
+    name: str
+    quota_per_hour: int | None
+    quota_per_day: int | None
+
+    @property
+    def most_per_day(self) -> int:
+        """What it can send in a day."""
+        return min(limit for limit in (self.quota_per_day, 24 * (self.quota_per_hour or 10**6)) if limit is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +105,7 @@ class World:
     settings: Settings
     shards: int
     devices: tuple[DevicePlan, ...]
+    groups: tuple[GroupPlan, ...]
     sequences: tuple[SequencePlan, ...]
     leads: tuple[LeadPlan, ...]
     faults_end_s: float
@@ -113,6 +130,11 @@ def draw(seed: int) -> World:
     devices = tuple(
         _device(dice.of("device", n), n, shards, hour_s, saturated) for n in range(shards * dice.whole(1, 2) + 1)
     )
+    groups: tuple[GroupPlan, ...] = ()
+    if not saturated and dice.of("groups").chance(0.3):
+        groups = tuple(_group(dice.of("group", name), name) for name in GROUPS[: dice.of("groups", 1).whole(1, 2)])
+        names = (*(group.name for group in groups), groups[0].name, None)
+        devices = tuple(replace(device, group=dice.of("member", n).pick(names)) for n, device in enumerate(devices))
     texts = FOR_EVERYBODY if saturated else TEXTS
     sequences = tuple(_sequence(dice.of("sequence", n), n, texts, saturated) for n in range(dice.whole(1, 3)))
     faults_end_s = hour_s * dice.between(3, 8)
@@ -132,6 +154,7 @@ def draw(seed: int) -> World:
         settings=settings,
         shards=shards,
         devices=devices,
+        groups=groups,
         sequences=sequences,
         leads=tuple(_lead(dice.of("lead", n), n, entries, own, faults_end_s) for n in range(leads)),
         faults_end_s=faults_end_s,
@@ -189,6 +212,12 @@ def _device(dice: Dice, number: int, shards: int, hour_s: float, saturated: bool
         idempotent=dice.chance(0.7),
         shard=number % shards,
     )
+
+
+def _group(dice: Dice, name: str) -> GroupPlan:
+    per_hour = dice.whole(2, 8)
+    hourly, daily = dice.pick(((True, True), (True, False), (False, True)))
+    return GroupPlan(name, per_hour if hourly else None, per_hour * dice.whole(3, 8) if daily else None)
 
 
 def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) -> SequencePlan:

@@ -15,13 +15,15 @@
     { label: "due, not sent", colour: "--sent", fill: "--sent-soft", values: data.backlog },
   ], { value: format.count, tick: format.compact, faults });
   draw(at("limited"), data.hours, [
+    { label: "group's day", fill: "--group-day", values: limited.group_day },
+    { label: "group's hour", fill: "--group-hour", values: limited.group_hour },
     { label: "day quota", fill: "--day-quota", values: limited.day },
     { label: "hour quota", fill: "--hour", values: limited.hour },
     { label: "pacing", fill: "--pacing", values: limited.pacing },
     { label: "in flight", fill: "--in-flight", values: limited.in_flight },
     { label: "next pass", fill: "--pass", values: limited.pass },
     { label: "nothing due", fill: "--nothing", values: limited.nothing_due },
-  ], { stacked: true, top: 1, value: format.share, tick: format.share });
+  ].filter(({ fill, values }) => !fill.startsWith("--group") || values.some((share) => share > 0)), { stacked: true, top: 1, value: format.share, tick: format.share });
   const above = (values) => values.map((value) => (value == null ? null : Math.max(value, 0.1)));
   draw(at("lateness"), data.hours, [
     { label: "worst", colour: "--max", values: above(lateness.max), own: lateness.max },

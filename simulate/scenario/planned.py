@@ -79,7 +79,13 @@ def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
 def _fleet(devices: Devices) -> tuple[DeviceGroup, ...]:
     if devices.groups is None:
         return (DeviceGroup(devices.count, **devices.model_dump(include=set(_LIMITS))),)
-    return tuple(DeviceGroup(**group.model_dump()) for group in devices.groups)
+    return tuple(
+        DeviceGroup(
+            **group.model_dump(exclude={"shared"}),
+            shared=None if group.shared is None else (group.shared.per_hour, group.shared.per_day),
+        )
+        for group in devices.groups
+    )
 
 
 def _behaviour(sender: Sender, begin_us: int) -> Behaviour:

@@ -68,6 +68,23 @@ class Limits(Keys):
     )
 
 
+class Shared(Keys):
+    """A limit of all devices of a group together, above their own. At least one of the two belongs here."""
+
+    per_hour: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(
+        default=None, description="messages in any rolling hour; left out, no such limit"
+    )
+    per_day: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(
+        default=None, description="messages in any rolling 24 hours; left out, no such limit"
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.per_hour is None and self.per_day is None:
+            raise wrong("per_hour or per_day belongs here", advice="leave shared out where nothing is shared")
+        return self
+
+
 class Group(Limits):
     """Devices of one kind."""
 
@@ -75,6 +92,9 @@ class Group(Limits):
         description="names the devices `<name>-0001` and on; no two groups have the same"
     )
     count: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="how many")
+    shared: Shared | None = Field(
+        default=None, description="what all of them together may send, as numbers of one account do"
+    )
 
 
 class Devices(Limits):

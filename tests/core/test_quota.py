@@ -241,3 +241,22 @@ def test_three_saturated_days_use_all_the_guard_allows_and_never_more_than_the_l
     arrived_us = arrived_us[np.lexsort((arrived_us, device))].reshape(devices, -1)
     for limit, window_us in ((80, HOUR), (800, 24 * HOUR)):
         assert (arrived_us[:, limit:] - arrived_us[:, :-limit]).min() >= window_us
+
+
+def test_an_offer_may_be_reduced_to_some_of_its_slots_before_it_is_answered() -> None:
+    log = fleet(2, per_hour=3, in_flight=5)
+    offer = log.offer(0, 60 * S)
+    kept = np.array([False, True, True, False, False, False])
+    part = log.reduce(offer, kept)
+    assert (part.devices.tolist(), part.counts.tolist(), part.slot_us.tolist()) == (
+        [0],
+        [2],
+        offer.slot_us[1:3].tolist(),
+    )
+    log.answer(part, np.array([1]))
+    assert [column.tolist() for column in log.usage(int(offer.slot_us[1]))] == [[1, 0], [1, 0], [1, 0]]
+    # The slot before the taken one is gone for its device; the other one's are all free.
+    assert log.next_free_us().tolist()[0] > offer.slot_us[1]
+    assert len(log.offer(0, 60 * S)) == 2 + 3
+    with pytest.raises(ValueError, match="answered already"):
+        log.reduce(offer, kept)

@@ -337,7 +337,7 @@ class Story:
             in_flight_max=50 * both, min_gap_s=np.full(2, 5.0), available=np.array([True, False]),
             left=np.zeros(2, np.bool_), trips=0 * both, probe_us=np.zeros(2, np.int64),
             idempotent=np.ones(2, np.bool_), device_id=[UUID(int=7), UUID(int=9)],
-            name=["seven", "nine"], gateway_url=[None, None], gateway_token=[None, None],
+            name=["seven", "nine"], gateway_url=[None, None], gateway_token=[None, None], group=[None, None],
         )  # fmt: skip
 
 

@@ -87,3 +87,12 @@ async def test_everybody_by_the_clock_on_their_own_wall(database):
     assert hours <= {0, 1, 8, 9}  # hours count from now on, so each may reach into the one before
     assert len(hours) == 2
     assert outlook.completed == 2
+
+
+async def test_what_devices_share_holds_in_the_database_too(database):
+    await bring(database, 30, "a")
+    await database.execute("INSERT INTO device_groups VALUES ('north', 8, NULL)")
+    await database.execute("UPDATE devices SET group_name = 'north'")
+    outlook = await told(database)
+    assert outlook.sent.sum(axis=1)[:4].tolist() == [8, 8, 8, 6]
+    assert {span.limit for span in outlook.spans} == {"group hour", "none"}

@@ -33,6 +33,7 @@ def fleet() -> Fleet:
         name=["seven", "nine"],
         gateway_url=[None, None],
         gateway_token=[None, None],
+        group=[None, None],
     )
 
 

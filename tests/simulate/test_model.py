@@ -43,6 +43,7 @@ def fleet(*limits: tuple[int, int, int]) -> Fleet:
         name=["device"] * size,
         gateway_url=[None] * size,
         gateway_token=[None] * size,
+        group=[None] * size,
     )
 
 

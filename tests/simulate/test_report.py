@@ -111,6 +111,8 @@ def test_every_moment_of_every_device_has_one_reason(story):
         "pacing": [5, 0, 0, 0, 0],
         "hour": [3595, 60, 0, 0, 0],
         "day": [0, 0, 3600, 3600, 3600],
+        "group_hour": [0, 0, 0, 0, 0],
+        "group_day": [0, 0, 0, 0, 0],
         "in_flight": [0, 0, 0, 0, 0],
         "pass": [0, 30, 0, 0, 0],
         "nothing_due": [3600, 7110, 3600, 3600, 3600],

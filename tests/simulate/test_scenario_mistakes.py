@@ -142,6 +142,12 @@ MISTAKES = {
         8,
         "leads.csv: {folder}/gone.csv: ",
     ),
+    "nothing shared": (
+        "count: 3}",
+        "count: 3, shared: {}}",
+        5,
+        "devices.groups.0.shared: per_hour or per_day belongs here - leave shared out",
+    ),
     "a group twice": ("name: new", "name: old", 6, "devices.groups.1.name: two groups are called 'old' - rename"),
     "a gap and even pacing": (
         "_hour: 20}",

@@ -6,7 +6,7 @@ import numpy as np
 
 from dispatcher.core.quota import HOURS_PER_DAY
 from simulate.timelines import Limits
-from simulate.waits import LIMITS, Ticks, Waits, waits
+from simulate.waits import LIMITS, Shared, Ticks, Waits, binding_limit, waits
 
 S, HOUR = 1_000_000, 3_600_000_000
 GUARD = 60 * S
@@ -67,3 +67,19 @@ def test_a_device_full_of_messages_in_flight_waits_for_the_border_of_the_tick():
 
 def test_messages_come_in_any_order_and_the_nth_due_has_the_nth_slot():
     assert told((10, 0), (0, 12), (0, 5)) == told((0, 0), (0, 5), (10, 12))
+
+
+def test_what_devices_share_holds_whichever_comes_next():
+    plenty = Limits(np.full(2, 99), np.full(2, 99), np.full(2, 5 * S), HOUR + GUARD, 24 * HOUR + GUARD)
+    shared = Shared(np.zeros(2, np.intp), np.array([2]), np.array([3]), HOUR + GUARD, 24 * HOUR + GUARD)
+    row = np.array([0, 1, 0, 1])
+    slot = np.array([0, 0, HOUR_S + 30, DAY_S]) * S
+    found = waits(row, np.zeros(4, np.int64), slot, plenty, shared=shared)
+    said = [LIMITS[limit] for limit in found.limit.tolist()]
+    assert said == ["none", "group hour", "none", "group day"]
+    assert (found.until_us / S).tolist() == [0, HOUR_S, 0, DAY_S]
+    assert binding_limit(found) == "group day"
+    # What gave its slot back counts for nobody.
+    charged = np.array([True, False, True, True])
+    found = waits(row, np.zeros(4, np.int64), slot, plenty, shared=shared, charged=charged)
+    assert [LIMITS[limit] for limit in found.limit.tolist()] == ["none", "pacing", "none", "group hour"]

@@ -48,6 +48,7 @@ class StoreWorld(Protocol):
     async def add_device(self, name: str, /, **columns: Any) -> int: ...
     async def set_device(self, number: int, **columns: Any) -> None: ...
     async def remove_device(self, number: int) -> None: ...
+    async def put_group(self, name: str, /, **quotas: int | None) -> None: ...
     async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int: ...
     async def set_sequence(self, sequence: int, **columns: Any) -> None: ...
     async def remove_sequence(self, sequence: int) -> None: ...
@@ -86,6 +87,9 @@ class MemoryWorld:
 
     async def remove_device(self, number: int) -> None:
         self.database.remove_device(number)
+
+    async def put_group(self, name: str, /, **quotas: int | None) -> None:
+        self.database.put_group(name, **quotas)
 
     async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int:
         return self.database.add_sequence(name, steps, **columns)
@@ -253,6 +257,15 @@ class PostgresWorld:
 
     async def remove_device(self, number: int) -> None:
         await self._connection.execute("DELETE FROM devices WHERE number = $1", number)
+
+    async def put_group(self, name: str, /, **quotas: int | None) -> None:
+        await self._connection.execute(
+            "INSERT INTO device_groups VALUES ($1, $2, $3) ON CONFLICT (name) DO UPDATE"
+            " SET quota_per_hour = excluded.quota_per_hour, quota_per_day = excluded.quota_per_day",
+            name,
+            quotas.get("quota_per_hour"),
+            quotas.get("quota_per_day"),
+        )
 
     async def add_sequence(self, name: str, steps: Iterable[Step], /, **columns: Any) -> int:
         async with self._connection.transaction():

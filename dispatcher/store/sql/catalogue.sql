@@ -21,8 +21,9 @@ FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
 -- breaker is open only as long as the device is quarantined because of it. Those of one shard, or all.
 SELECT number, id, name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour,
        dripline_day_quota(quota_per_day, ramp_per_day) AS quota_per_day, in_flight_max, min_gap_s, shard_id, health,
-       health_cause, gateway_kind, gateway_phone_number_id, gateway_account,
-       coalesce(dripline_us(account_rests_until), 0) AS rest_until_us, health = 'available' AND NOT paused AND reachable AS available,
+       health_cause, group_name, gateway_kind, gateway_phone_number_id, gateway_account,
+       coalesce(dripline_us(account_rests_until), 0) AS rest_until_us,
+       health = 'available' AND NOT paused AND reachable AS available,
        CASE WHEN open THEN breaker_trips ELSE 0 END AS trips,
        CASE WHEN open THEN dripline_us(probe_at) ELSE 0 END AS probe_us
 FROM devices d
@@ -36,6 +37,35 @@ ORDER BY number;
 -- name: assign_shards
 UPDATE devices d SET shard_id = a.shard_id FROM unnest($1::integer[], $2::integer[]) a(number, shard_id)
 WHERE d.number = a.number AND d.shard_id IS DISTINCT FROM a.shard_id;
+
+-- name: groups
+-- Groups with their limits, and the devices that count: those in a group, and those that were since $1.
+WITH stays AS (
+    SELECT number, group_name, lead(valid_from) OVER (PARTITION BY device_id ORDER BY id) AS left_at
+    FROM device_group_history
+)
+SELECT g.name, g.quota_per_hour, g.quota_per_day, ARRAY (
+    SELECT DISTINCT s.number FROM stays s
+    WHERE s.group_name = g.name AND (s.left_at IS NULL OR s.left_at > dripline_at($1::bigint))
+    ORDER BY s.number) AS members
+FROM device_groups g ORDER BY g.name;
+
+-- name: group_usage
+-- Everything that devices $1, also deleted ones, have sent or may have since $2, from ledger and leases in one snapshot:
+-- what ``load_usage`` counts, but at its slot.
+WITH asked AS MATERIALIZED (SELECT DISTINCT number, device_id FROM device_group_history WHERE number = ANY ($1::integer[]))
+SELECT u.number, string_agg(timestamptz_send(u.at), '') AS at
+FROM (
+    SELECT a.number, l.at
+    FROM asked a CROSS JOIN LATERAL (
+        SELECT reserved_at AS at FROM message_ledger
+        WHERE device_id = a.device_id AND reserved_at > dripline_at($2::bigint)
+          AND outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')) l
+    UNION ALL
+    SELECT a.number, l.slot_at FROM leases l JOIN asked a ON a.device_id = l.device_id
+    WHERE EXISTS (SELECT FROM epochs e WHERE e.epoch = l.shard_epoch)
+       OR EXISTS (SELECT FROM handovers h WHERE h.token = l.token AND l.enrolment_id = ANY (h.enrolments))) u
+GROUP BY u.number ORDER BY u.number;
 
 -- name: record_problems
 -- The whole truth each time: sequences not named have no problem.

@@ -72,7 +72,8 @@ SELECT phone FROM listed;
 DELETE FROM leads WHERE id = ANY ($1::bigint[]) RETURNING phone;
 
 -- name: forget_marks
-WITH archived AS (DELETE FROM archived_enrolments WHERE lead_id = ANY ($1::bigint[]))
+WITH archived AS (DELETE FROM archived_enrolments WHERE lead_id = ANY ($1::bigint[])),
+paused AS (DELETE FROM paused_leads WHERE lead_id = ANY ($1::bigint[]))
 DELETE FROM opt_outs WHERE lead_id = ANY ($1::bigint[]);
 
 -- name: left_over

@@ -27,8 +27,15 @@ SELECT trigger FROM open_entries WHERE NOT scan_done AND scanned_to < $1;
 -- One device at a time: with a constant the view reads that device's rows only.
 SELECT d.name, d.health, d.health_cause, d.paused, d.pause_reason, d.paused_since, d.gateway_url, b.messages_hour,
        d.quota_per_hour, b.messages_today, dripline_day_quota(d.quota_per_day, d.ramp_per_day) AS quota_per_day, b.current_processing, d.in_flight_max,
-       coalesce(d.account_rests_until > dripline_now(), false) AS account_rests
+       d.group_name, coalesce(d.account_rests_until > dripline_now(), false) AS account_rests
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id WHERE d.id = $1 AND b.device_id = $1;
+
+-- name: group
+-- A group of devices, with what all of them have sent.
+SELECT g.name, g.quota_per_hour, g.quota_per_day, sum(b.messages_hour + b.current_processing) AS messages_hour,
+       sum(b.messages_today + b.current_processing) AS messages_today
+FROM device_groups g JOIN devices d ON d.group_name = g.name JOIN device_load_balance b ON b.device_id = d.id
+WHERE g.name = $1 GROUP BY g.name;
 
 -- name: suppressed
 -- A number that is nobody's lead: why it must not be messaged; NULL where only its digest is known.

@@ -129,8 +129,24 @@ FROM lists, dripline_tokens(trigger) token GROUP BY token ORDER BY leads DESC, t
 -- name: device_list
 SELECT d.name, d.phone, d.health, d.health_cause, d.paused, d.pause_reason, d.quota_per_hour, d.quota_per_day,
        d.in_flight_max, d.min_gap_s, d.ramp_per_day, b.messages_hour, b.messages_today, b.current_processing, d.gateway_url,
-       d.gateway_kind
+       d.gateway_kind, d.group_name
 FROM devices d JOIN device_load_balance b ON b.device_id = d.id ORDER BY d.number;
+
+-- name: group_list
+SELECT g.name, g.quota_per_hour, g.quota_per_day, count(d.id) AS devices,
+       coalesce(sum(b.messages_hour), 0) AS messages_hour, coalesce(sum(b.messages_today), 0) AS messages_today
+FROM device_groups g LEFT JOIN (devices d JOIN device_load_balance b ON b.device_id = d.id) ON d.group_name = g.name
+GROUP BY g.name ORDER BY g.name;
+
+-- name: is_group
+SELECT EXISTS (SELECT FROM device_groups WHERE name = $1);
+
+-- name: write_group
+-- No row comes back when nothing changes.
+INSERT INTO device_groups AS g (name, quota_per_hour, quota_per_day) VALUES ($1, $2, $3)
+ON CONFLICT (name) DO UPDATE SET quota_per_hour = excluded.quota_per_hour, quota_per_day = excluded.quota_per_day
+WHERE (g.quota_per_hour, g.quota_per_day) IS DISTINCT FROM (excluded.quota_per_hour, excluded.quota_per_day)
+RETURNING xmax = 0 AS created;
 
 -- name: device_of_phone
 -- Another device with this phone; one that is retired has given it back.
@@ -140,13 +156,14 @@ SELECT name FROM devices WHERE phone = $1 AND name <> $2 AND health <> 'retired'
 SELECT gateway_kind, gateway_phone_number_id FROM devices WHERE name = $1;
 
 -- name: write_device
--- NULL keeps what the device has; a new one gets the default. No row comes back when nothing changes.
+-- NULL keeps what the device has; a new one gets the default. No row comes back when nothing changes. Group '-' is none.
 INSERT INTO devices AS d (name, phone, gateway_url, gateway_token, gateway_idempotent, quota_per_hour, quota_per_day,
                           in_flight_max, min_gap_s, health, health_cause, ramp_per_day, ramp_growth, gateway_kind,
-                          gateway_phone_number_id, gateway_account)
+                          gateway_phone_number_id, gateway_account, group_name)
 VALUES ($1, $2, $3, $4, coalesce($5, true), coalesce($6, 80), coalesce($7, 800), coalesce($8, 50),
         coalesce($9::double precision, 5), coalesce($10, 'available'), $11, nullif($12::integer, 0),
-        coalesce($13::double precision, 1.5), coalesce($14, 'http'), $15, $16)
+        coalesce($13::double precision, 1.5), coalesce($14, 'http'), $15, $16,
+        nullif($17, '-'))
 ON CONFLICT (name) DO UPDATE SET
     phone = coalesce($2, d.phone), gateway_url = coalesce($3, d.gateway_url),
     gateway_token = coalesce($4, d.gateway_token), gateway_idempotent = coalesce($5, d.gateway_idempotent),
@@ -155,16 +172,17 @@ ON CONFLICT (name) DO UPDATE SET
     health = coalesce($10, d.health), health_cause = CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END,
     ramp_per_day = nullif(coalesce($12, d.ramp_per_day), 0), ramp_growth = coalesce($13, d.ramp_growth),
     gateway_kind = coalesce($14, d.gateway_kind), gateway_phone_number_id = coalesce($15, d.gateway_phone_number_id),
-    gateway_account = coalesce($16, d.gateway_account)
+    gateway_account = coalesce($16, d.gateway_account), group_name = nullif(coalesce($17, d.group_name), '-')
 WHERE (d.phone, d.gateway_url, d.gateway_token, d.gateway_idempotent, d.quota_per_hour, d.quota_per_day, d.in_flight_max,
        d.min_gap_s, d.health, d.health_cause, d.ramp_per_day, d.ramp_growth, d.gateway_kind, d.gateway_phone_number_id,
-       d.gateway_account)
+       d.gateway_account, d.group_name)
    IS DISTINCT FROM (coalesce($2, d.phone), coalesce($3, d.gateway_url), coalesce($4, d.gateway_token),
                      coalesce($5, d.gateway_idempotent), coalesce($6, d.quota_per_hour), coalesce($7, d.quota_per_day),
                      coalesce($8, d.in_flight_max), coalesce($9, d.min_gap_s), coalesce($10, d.health),
                      CASE WHEN $10::text IS NULL THEN d.health_cause ELSE $11 END,
                      nullif(coalesce($12, d.ramp_per_day), 0), coalesce($13, d.ramp_growth), coalesce($14, d.gateway_kind),
-                     coalesce($15, d.gateway_phone_number_id), coalesce($16, d.gateway_account))
+                     coalesce($15, d.gateway_phone_number_id), coalesce($16, d.gateway_account),
+                     nullif(coalesce($17, d.group_name), '-'))
 RETURNING xmax = 0 AS created;
 
 -- name: remaining
