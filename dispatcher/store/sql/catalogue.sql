@@ -60,7 +60,7 @@ FROM (
     FROM asked a CROSS JOIN LATERAL (
         SELECT reserved_at AS at FROM message_ledger
         WHERE device_id = a.device_id AND reserved_at > dripline_at($2::bigint)
-          AND outcome NOT IN ('refused', 'throttled', 'expired', 'credentials')) l
+          AND dripline_charged(outcome)) l
     UNION ALL
     SELECT a.number, l.slot_at FROM leases l JOIN asked a ON a.device_id = l.device_id
     WHERE EXISTS (SELECT FROM epochs e WHERE e.epoch = l.shard_epoch)
