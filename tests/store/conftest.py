@@ -223,7 +223,7 @@ TABLES = {
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "replies": """
-        SELECT phone, lead_id, text, dripline_us(received_at), gateway_message_id FROM replies ORDER BY id""",
+        SELECT phone, lead_id, text, dripline_us(received_at), gateway_message_id, device_id FROM replies ORDER BY id""",
     "exits": "SELECT lead_id, enrolment_id FROM exits ORDER BY 1, 2",
     "opt_outs": "SELECT lead_id, dripline_us(at) FROM opt_outs ORDER BY 1",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",

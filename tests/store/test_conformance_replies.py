@@ -48,7 +48,7 @@ async def test_a_reply_ends_what_exits_on_replies_and_nothing_else(story):
     assert await story.states() == [REPLIED, ("on", "active", 1, 0, False, False, None), WAITING]
     tables = await story.world.tables()
     assert (tables["exits"], tables["leads"][0][1], tables["enrolments"][0][22]) == ([], "start,on", True)
-    assert tables["replies"] == [("+99 910-1", 1, "Thanks!", story.now_us, None)]
+    assert tables["replies"] == [("+99 910-1", 1, "Thanks!", story.now_us, None, None)]
 
 
 async def test_nothing_leaves_once_the_reply_is_there_and_the_lease_ends_stopped(story):
@@ -73,7 +73,7 @@ async def test_a_lease_that_is_given_back_before_the_enroller_comes_ends_with_th
     leased = await story.claim()
     await story.world.reply("999101", "Thanks!")
     token = np.full(1, leased.token, np.int64)
-    given = await story.shard.give_back(leased.enrolment, token, leased.due_us, ["replied"], story.now_us, [False])
+    given = await story.shard.give_back(leased.enrolment, token, leased.due_us, ["replied"], story.now_us, [False], [False])
     assert given == 1
     assert await story.states() == [REPLIED]
     assert await story.enrol() == Enrolled(1, 0, {})
