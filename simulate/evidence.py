@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dispatcher.core.graph import Catalogue
 from dispatcher.store.columns import moments
-from dispatcher.store.registry import read_sequences
+from dispatcher.store.registry import read_whole_catalogue
 
 LEDGER: Final = np.dtype(
     [
@@ -130,11 +130,13 @@ class Evidence:
     earlier: tuple[Catalogue, ...] = ()
     """Catalogues that held before: steps, delays and windows are judged by whatever ever held."""
     time_zones: Mapping[str, Sequence[tuple[int, str | None]]] = field(default_factory=dict)
-    """By phone, since when a lead has had which one, in order; not read when there never was a send window."""
+    """By phone, since when a lead has had which one, in order; not read when no clock of theirs has a say."""
     paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By sequence id, when it was switched off."""
     untriggered: Mapping[tuple[int, str], Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By lead id and entry trigger, from when the engine had seen that it was taken off by hand, until it came back."""
+    reached: Mapping[tuple[int, int], Sequence[int]] = field(default_factory=dict)
+    """By lead and sequence id, when the engine had seen that the goal was reached."""
     retriggered: frozenset[tuple[int, str]] = frozenset()
     """Lead ids and entry triggers that were put on again by hand: whether the lead carries it proves nothing."""
     stripped: int = 0
@@ -173,9 +175,9 @@ def known_triggers(catalogue: Catalogue, earlier: Sequence[Catalogue] = ()) -> l
     return list(dict.fromkeys(trigger for each in (catalogue, *earlier) for trigger in each.triggers))
 
 
-def has_windows(*catalogues: Catalogue) -> bool:
-    """Whether some sequence has a send window in one of these versions."""
-    return any(catalogue.windows for catalogue in catalogues)
+def go_by_clocks(*catalogues: Catalogue) -> bool:
+    """Whether in one of these versions the clocks of leads have a say in when messages leave."""
+    return any(catalogue.by_clock.any() for catalogue in catalogues)
 
 
 def stamps(moments_us: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -190,7 +192,7 @@ async def collect(
     # Autovacuum may not have looked at tables that were filled within minutes.
     await connection.execute("ANALYZE leads, sequence_contacts, message_ledger")
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        catalogue = Catalogue.of(await read_sequences(connection))
+        catalogue = await read_whole_catalogue(connection)
         quotas = await connection.fetch(_QUOTAS_SQL)
         devices = await connection.fetch("SELECT number, id::text, name, health FROM devices")
         opted_out = await connection.fetch(
@@ -203,7 +205,7 @@ async def collect(
             outcomes=outcomes,
             quotas=np.array([tuple(row) for row in quotas], QUOTA),
             opted_out={row["phone"]: row["at"] for row in opted_out},
-            time_zones=await _time_zones(connection) if has_windows(catalogue, *earlier) else {},
+            time_zones=await _time_zones(connection) if go_by_clocks(catalogue, *earlier) else {},
             missed=await connection.fetchval(_MISSED_SQL),
             devices={row["number"]: (row["id"], row["name"]) for row in devices},
             health={row["number"]: row["health"] for row in devices},

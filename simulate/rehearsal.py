@@ -110,7 +110,11 @@ class Plan:
             return "devices go, come or change on the way"
         if any(isinstance(event, Switch) for event in self.events):
             return "a sequence pauses on the way"
-        return "send windows close on the way" if any(each.send_window for each in self.sequences) else None
+        if any(each.goal for each in self.sequences):
+            return "leads leave at a goal"
+        shut = any(each.window() for each in self.sequences)
+        timed = any(step.at for each in self.sequences for step in each.steps)
+        return "send windows close on the way" if shut else "messages wait for a time of day" if timed else None
 
     @property
     def entries(self) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import cast
 
 import asyncpg
 
+from dispatcher.core.delays import told
 from dispatcher.core.graph import Sequence, problems
 from dispatcher.errors import RefusedError
 from dispatcher.intake.sequences import (
@@ -79,8 +81,10 @@ def _fates(changed: dict[str, tuple[object, object]]) -> Iterator[str]:
     if "message_text" in changed or "media_url" in changed:
         yield "get the new text, but for those whose message is on its way"
     if "delay_h" in changed:
-        was, shall_be = changed["delay_h"]
-        yield f"wait {shall_be} h after it instead of {was} h"
+        before_h, after_h = (cast(float, delay_h) for delay_h in changed["delay_h"])
+        yield f"wait {told(after_h)} after it instead of {told(before_h)}"
+    if "at" in changed:
+        yield "keep the time at which they are due"
     if "next_trigger" in changed:
         was, shall_be = changed["next_trigger"]
         instead = "instead of ending there" if was is None else f"instead of to {was!r}"

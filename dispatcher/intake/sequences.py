@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 
 import asyncpg
 
+from dispatcher.core.delays import parts_of
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Sequence, Step
 from dispatcher.errors import GraphError, InputError, RefusedError
 from dispatcher.intake.sequence_file import ONE_TRIGGER, verify
@@ -134,7 +136,8 @@ async def standing(connection: asyncpg.Connection, work: Work, triggers: list[st
 
 async def _write(connection: asyncpg.Connection, work: Work) -> None:
     sql, wanted, stored = statements("intake"), work.wanted, work.stored
-    window = wanted.send_window
+    window, goal = wanted.send_window, wanted.goal or Goal()
+    clock = (None, None, None, wanted.time_zone)
     row = (
         wanted.name,
         wanted.trigger_prefix,
@@ -143,7 +146,9 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
         wanted.reentry_interval_h,
         wanted.sender_policy,
         wanted.requires_opt_in,
-        *((None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)),
+        *(clock if window is None else (window.opens, window.closes, window.days, window.time_zone)),
+        goal.trigger,
+        goal.condition,
     )
     if stored is None:
         id_ = await connection.fetchval(sql["insert_sequence"], *row)
@@ -151,6 +156,10 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
         id_ = stored.id
         if work.own:
             await connection.execute(sql["update_sequence"], id_, *row)
+    if wanted.blackouts != (() if stored is None else stored.blackouts):
+        days = [each.first for each in wanted.blackouts], [each.last for each in wanted.blackouts]
+        await connection.execute(sql["forget_blackouts"], id_)
+        await connection.execute(sql["write_blackouts"], id_, *days)
     steps = [step for step in wanted.steps if work.there.get(step.trigger) != step]
     if steps:
         await connection.execute(
@@ -159,10 +168,11 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
             [step.trigger for step in steps],
             [step.message_text for step in steps],
             [step.next_trigger for step in steps],
-            [step.delay_h for step in steps],
+            *zip(*[parts_of(step.delay_h) for step in steps], strict=True),
             [step.day_number for step in steps],
             [step.is_entry for step in steps],
             [step.media_url for step in steps],
+            [step.at for step in steps],
         )
 
 

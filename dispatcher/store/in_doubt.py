@@ -146,8 +146,8 @@ def _ends(
         attempts = [next(group) for _, group in groupby(attempts, key=lambda row: row["enrolment"])]
     count = len(attempts)
     slot_us = np.array([row["slot_us"] for row in attempts], np.int64)
-    next_trigger, delay_h = catalogue.advance(catalogue.indices([row["step"] for row in attempts]))
-    next_due_us = slot_us + np.rint(delay_h * hour_us).astype(np.int64)
+    step, zone = catalogue.indices([row["step"] for row in attempts]), [row["time_zone"] for row in attempts]
+    next_trigger, next_due_us = catalogue.advance(step, slot_us, zone, hour_us)
     nothing: list[str | None] = [None] * count
     return Ends(
         enrolment=np.array([row["enrolment"] for row in attempts], np.int64),

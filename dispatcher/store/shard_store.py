@@ -9,7 +9,7 @@ import asyncpg
 
 from dispatcher.core.batches import Coded, Int64s, Leased
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.graph import Catalogue, Openings
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.ports import Versions
 from dispatcher.store import arrays
@@ -113,7 +113,7 @@ class PostgresShardStore:
         """The time zones of leads, row by row; None where none is known."""
         return Coded.of((await self._session.row("time_zones", arrays.int8s(lead)))["time_zone"])
 
-    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+    async def postpone(self, openings: Mapping[int, Openings], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
         return await self._session.changed("postpone", self.shard, now_us, json.dumps(openings), rows)
 

@@ -6,13 +6,14 @@ matched     receipts, ledger rows and enrolments brought together by key
 delivery    rules 1 and 2: nothing lost, nothing twice, nothing altered
 limits      rules 3 and 4: quotas, opt-outs, pauses
 windows     rule 4: send windows
+clocks      rule 4: times of day
 progress    rules 1 and 4 to 7: early, out of order, how enrolments end
 findings    breaches in words
 """
 
 from __future__ import annotations
 
-from simulate.checker import delivery, limits, progress, windows
+from simulate.checker import clocks, delivery, limits, progress, windows
 from simulate.checker.breaches import Breach, Violations
 from simulate.checker.findings import lines
 from simulate.checker.matched import Matched
@@ -34,4 +35,4 @@ def findings(receipts: Receipts, evidence: Evidence, limit: int = 20) -> list[st
 
 
 def _breaches(matched: Matched) -> list[Breach]:
-    return [*delivery.judge(matched), *limits.judge(matched), *windows.judge(matched), *progress.judge(matched)]
+    return [breach for rules in (delivery, limits, windows, clocks, progress) for breach in rules.judge(matched)]

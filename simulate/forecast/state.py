@@ -55,12 +55,12 @@ class State:
             np.minimum.at(self.leave_us, lead, at_us)
             self.leaving = True
 
-    def enrol(self, lead: Indices, entry: int, home: Int32s, due_us: int) -> None:
+    def enrol(self, lead: Indices, entry: int, home: Int32s, due_us: Int64s) -> None:
         """These leads enter by that step."""
         size = len(lead)
         fresh = {
             "lead": lead, "entry": np.full(size, entry, np.int32), "step": np.full(size, entry, np.int32),
-            "home": home, "due_us": np.full(size, due_us, np.int64), "attempt": np.ones(size, np.int32),
+            "home": home, "due_us": due_us, "attempt": np.ones(size, np.int32),
             "retries": np.zeros(size, np.int32), "asked": np.zeros(size, np.bool_),
             "state": np.full(size, WAITING, np.int8), "over_us": np.full(size, NEVER_US, np.int64),
         }  # fmt: skip

@@ -18,7 +18,7 @@ from simulate.evidence import (
     QUOTA,
     STATUSES,
     Evidence,
-    has_windows,
+    go_by_clocks,
     known_triggers,
 )
 from simulate.memory_store.database import MemoryDatabase
@@ -43,7 +43,7 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         outcomes=outcomes,
         quotas=np.array([tuple(quota) for quota in database.quotas if quota.number in numbers], QUOTA),
         opted_out={lead.phone: lead.opted_out_us for lead in database.leads.values() if lead.opted_out_us is not None},
-        time_zones=_time_zones(database) if has_windows(catalogue, *earlier) else {},
+        time_zones=_time_zones(database) if go_by_clocks(catalogue, *earlier) else {},
         missed=sum(_missed(database, lead) for lead in database.leads.values()),
         devices={device.number: (str(device.id), device.name) for device in database.devices.values()},
         hour_s=database.hour_s,

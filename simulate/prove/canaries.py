@@ -302,9 +302,9 @@ def _advance_before(patches: ExitStack) -> None:
 def _delay_before(patches: ExitStack) -> None:
     real = Catalogue.advance
 
-    def advance(self: Catalogue, step_index: Any) -> Any:
-        following, _ = real(self, step_index)
-        return following, self.delay_h[self.next_index[step_index]]
+    def advance(self: Catalogue, step_index: Any, accepted_us: Any, time_zone: Any, hour_us: int) -> Any:
+        following, _ = real(self, step_index, accepted_us, time_zone, hour_us)
+        return following, accepted_us + np.rint(self.delay_h[self.next_index[step_index]] * hour_us).astype(np.int64)
 
     _put(patches, Catalogue, "advance", advance)
 
@@ -346,6 +346,11 @@ def _trigger_unread(patches: ExitStack) -> None:
             real(database, row, gone, now_us)
 
     _put(patches, enrolling, "_stop", stop)
+
+
+@_canary("goal not seen", "nothing leaves once the engine knows that its goal was reached")
+def _goal_unseen(patches: ExitStack) -> None:
+    _put(patches, enrolling, "_leave_at_goals", lambda *_: 0)
 
 
 def _overlook(patches: ExitStack, reason: str) -> None:

@@ -48,6 +48,7 @@ class Sequences:
                 sender_policy=plan.sender_policy,
                 requires_opt_in=plan.requires_opt_in,
                 send_window=plan.send_window,
+                goal=plan.goal,
             )
         for fault in faults:
             sequence = self._later(fault)

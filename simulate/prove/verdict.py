@@ -42,6 +42,7 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
         opted_out=people.leads.opted_out,
         time_zones=people.leads.time_zones,
         untriggered=people.leads.untriggered,
+        reached=people.leads.reached,
         retriggered=frozenset(people.leads.retriggered),
         by_hand=frozenset(people.receipts.settled),
         stripped=people.leads.stripped(),

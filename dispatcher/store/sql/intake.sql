@@ -62,25 +62,34 @@ DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
 
 -- name: insert_sequence
 INSERT INTO sequences (name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in,
-                       send_from, send_until, send_days, send_time_zone)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id;
+                       send_from, send_until, send_days, send_time_zone, goal_trigger, goal_if)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id;
 
 -- name: update_sequence
 UPDATE sequences SET name = $2, trigger_prefix = $3, is_active = $4, reentry = $5, reentry_interval_h = $6,
                      sender_policy = $7, requires_opt_in = $8, send_from = $9, send_until = $10, send_days = $11,
-                     send_time_zone = $12
+                     send_time_zone = $12, goal_trigger = $13, goal_if = $14
 WHERE id = $1;
 
+-- name: forget_blackouts
+DELETE FROM blackouts WHERE sequence_id = $1;
+
+-- name: write_blackouts
+INSERT INTO blackouts (sequence_id, first_day, last_day)
+SELECT $1, first_day, nullif(last_day, first_day) FROM unnest($2::date[], $3::date[]) b(first_day, last_day);
+
 -- name: write_steps
-INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, trigger_delay_hours, day_number,
-                            is_entry_point, media_url)
-SELECT $1, trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url
-FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::boolean[], $8::text[]) WITH ORDINALITY
-     s(trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, place)
+INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, trigger_delay_hours,
+                            trigger_delay_minutes, day_number, is_entry_point, media_url, send_at)
+SELECT $1, trigger, message_text, next_trigger, delay_h, delay_min, day_number, is_entry, media_url, at
+FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::integer[], $8::boolean[], $9::text[],
+            $10::time[]) WITH ORDINALITY
+     s(trigger, message_text, next_trigger, delay_h, delay_min, day_number, is_entry, media_url, at, place)
 ORDER BY place
 ON CONFLICT (trigger) DO UPDATE SET message_text = excluded.message_text, next_trigger = excluded.next_trigger,
-    trigger_delay_hours = excluded.trigger_delay_hours, day_number = excluded.day_number,
-    is_entry_point = excluded.is_entry_point, media_url = excluded.media_url;
+    trigger_delay_hours = excluded.trigger_delay_hours, trigger_delay_minutes = excluded.trigger_delay_minutes,
+    day_number = excluded.day_number, is_entry_point = excluded.is_entry_point, media_url = excluded.media_url,
+    send_at = excluded.send_at;
 
 -- name: lead_attributes
 -- Leads by what a message may print of them; all leads stand under NULL. Reads every lead.
