@@ -183,7 +183,7 @@ def _openings(window: Window, zone: str, block: int) -> tuple[Int64s, Int64s]:
     opens_us, closes_us = opens_us[some], closes_us[some]
     # Where one ends as the next begins, at a change of clocks or at midnight, it never closed.
     apart: NDArray[np.bool_] = opens_us[1:] > closes_us[:-1]
-    return opens_us[np.append(True, apart)], closes_us[np.append(apart, True)]
+    return np.append(opens_us[:1], opens_us[1:][apart]), np.append(closes_us[:-1][apart], closes_us[-1:])
 
 
 @lru_cache(maxsize=4096)

@@ -316,8 +316,8 @@ def test_what_waits_behind_a_shut_window_goes_at_the_opening_or_at_its_time() ->
         ({"time_zone": "Nowhere/Land"}, "it has the unknown time zone 'Nowhere/Land'"),
         (
             {"send_window": Window(time(10), time(20), "UTC")},
-            "step 'b': its time 09:00 is not within the send window 10:00-20:00 (UTC), 15 minutes before it shuts at the"
-            " latest",
+            "step 'b': its time 09:00 is not within the send window 10:00-20:00 (UTC), 15 minutes before it shuts at"
+            " the latest",
         ),
         (
             {"blackouts": (Blackout(date(2026, 2, 1), date(2026, 1, 1)),)},
