@@ -51,6 +51,7 @@ async def plan(connection: asyncpg.Connection, sequences: Items[Sequence]) -> Pl
         for work in works:
             refused += await refusals(connection, work)
             consequences += _of_switching(work, 0 if work.stored is None else live.get(work.stored.id or 0, 0))
+            consequences += _of_goals(work, 0 if work.stored is None else live.get(work.stored.id or 0, 0))
             consequences += [line async for line in _of_steps(connection, work)]
             consequences += [line async for line in _of_entries(connection, work)]
     return Plan(changes(works), consequences, refused)
@@ -65,6 +66,11 @@ def _of_switching(work: Work, live: int) -> Iterator[str]:
         yield f"{what} keep their place, and get nothing until it is active again"
     else:
         yield f"{what} go on; what is overdue is spread over the devices' quotas"
+
+
+def _of_goals(work: Work, live: int) -> Iterator[str]:
+    if "goal" in work.own and work.wanted.goal is not None and live:
+        yield f"of the {live:,} live enrolments of {work.wanted.name!r} those who have reached the goal leave at once"
 
 
 async def _of_steps(connection: asyncpg.Connection, work: Work) -> AsyncIterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields
+from datetime import time
 
 import asyncpg
 
@@ -192,10 +193,14 @@ def _note(told: Changes, what: str, was: Sequence | Step | None, differing: dict
     if was is None:
         told.created.append(what)
     elif differing:
-        details = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differing.items())
+        details = ", ".join(f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in differing.items())
         told.updated.append(f"{what} ({details})")
     else:
         told.unchanged.append(what)
+
+
+def _shown(value: object) -> str:
+    return f"{value:%H:%M}" if isinstance(value, time) else repr(value)
 
 
 def differences(

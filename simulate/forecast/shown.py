@@ -25,6 +25,7 @@ _NAMED: Final = {"hour": "hour quota", "day": "day quota", "pacing": "gap betwee
 _LEFT_OUT: Final = {
     "in_doubt": "enrolments are in doubt: dripline in-doubt list",
     "without_step": "enrolments stand at a step that does not exist",
+    "goals": "sequences end at a goal, which nobody is taken to reach",
 }
 
 
@@ -65,7 +66,7 @@ def as_json(outlook: Outlook, needed: int | None) -> dict[str, Any]:
             "sent_so_far": np.cumsum(sent).tolist(),
             **{f"waited_{name}": np.round(row, 4).tolist() for name, row in zip(REASONS, outlook.waited, strict=True)},
         },
-        "left_out": dict(world.notes),
+        "left_out": world.left_out,
     }
 
 
@@ -89,7 +90,7 @@ def _head(outlook: Outlook) -> Table:
     ends = [f"{getattr(outlook, name):,} {name}" for name in ("failed", "stopped") if getattr(outlook, name)]
     if ends:
         table.add_row("enrolments", ", ".join([f"{outlook.completed:,} completed", *ends]))
-    for name, count in outlook.world.notes.items():
+    for name, count in outlook.world.left_out.items():
         table.add_row("left out", f"{count:,} {_LEFT_OUT[name]}")
     return table
 

@@ -144,6 +144,11 @@ class World:
     """What the forecast leaves out: how many, by what."""
 
     @property
+    def left_out(self) -> dict[str, int]:
+        """``notes``, and the goals: that somebody reaches one is not foreseen."""
+        return {**self.notes, **({"goals": len(self.catalogue.goals)} if self.catalogue.goals else {})}
+
+    @property
     def steps(self) -> Steps:
         """All steps."""
         return Steps.of(self.catalogue, self.settings.hours_us(1))
