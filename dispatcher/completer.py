@@ -48,9 +48,9 @@ def ends_of(
         idempotent: per row, whether the device's gateway honours keys.
     """
     step = catalogue.indices(leased.step)
-    trigger, delay_h = catalogue.advance(step)
-    due_us = outcomes.at_us + np.rint(delay_h * settings.hour_s * 1e6).astype(np.int64)
     rows = len(leased)
+    zone = leased.time_zone or Coded.same(None, rows)
+    trigger, due_us = catalogue.advance(step, outcomes.at_us, zone, settings.hours_us(1))
     next_ = np.full(rows, _WAITING, np.int8)
     counted = np.zeros(rows, np.int32)
     pinned = np.zeros(rows, np.bool_)
@@ -60,7 +60,7 @@ def ends_of(
             leased, outcomes, row, bool(idempotent[row]), settings
         )
     if leased.time_zone is not None:
-        due_us = catalogue.next_open(step, leased.time_zone, due_us)
+        due_us = catalogue.next_open(np.where(good, catalogue.next_index[step], step), zone, due_us)
     return Ends(
         enrolment=leased.enrolment,
         token=np.full(rows, leased.token, np.int64),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet, Gateway
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.graph import Catalogue, Openings
 from dispatcher.core.group_log import Group
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want
@@ -313,13 +313,13 @@ class ShardStore(Protocol):
     async def rest_accounts(self, device: Int32s, until_us: Int64s) -> int:
         """Let all devices of the accounts behind these ones rest; how many that told something new."""
 
-    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+    async def postpone(self, openings: Mapping[int, Openings], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open.
 
         Those of the shard's devices; what somebody holds is left alone.
 
         Args:
-            openings: by sequence and time zone, "" for none; of what is not named nothing moves.
+            openings: by sequence; of what is not named nothing moves.
         """
 
     async def late(self, before_us: Mapping[int, int], rows: int) -> Late:

@@ -35,7 +35,7 @@ class SendWindows:
             rows: those to look at; the others may leave at their slots.
         """
         step = catalogue.indices(leased.step)
-        rows = rows[catalogue.window[step[rows]] >= 0]
+        rows = rows[catalogue.by_clock[step[rows]]]
         if not len(rows):
             return leased, leased.slot_us
         found = await persistently(lambda: self.store.time_zones(leased.lead[rows]))
@@ -51,14 +51,12 @@ class SendWindows:
 
         So a backlog at closing time costs each device the slots of one claim.
         """
-        openings: dict[int, dict[str, int]] = {}
+        zones: dict[int, set[str | None]] = {}
         for trigger, zone in set(zip(shut.step, shut.time_zone or (), strict=True)):
-            sequence = catalogue.sequence_of[trigger]
-            assert sequence.id is not None
-            assert sequence.send_window is not None
-            opens_us = sequence.send_window.first_open(zone, now_us, self.deadline_us)
-            if opens_us > now_us:  # or slots before the closing are left, and used
-                openings.setdefault(sequence.id, {})[zone or ""] = opens_us
+            zones.setdefault(catalogue.sequence_of[trigger].id or 0, set()).add(zone)
+        # Where it is open at this moment, slots before the closing are left, and used.
+        found = {id_: catalogue.openings(id_, there, now_us, self.deadline_us) for id_, there in zones.items()}
+        openings = {id_: opens for id_, opens in found.items() if opens}
         moved = 0
         while openings:
             rows = await persistently(lambda: self.store.postpone(openings, now_us, _POSTPONED_ROWS))

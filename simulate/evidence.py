@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dispatcher.core.graph import Catalogue
 from dispatcher.store.columns import moments
-from dispatcher.store.registry import read_sequences
+from dispatcher.store.registry import read_whole_catalogue
 
 LEDGER: Final = np.dtype(
     [
@@ -171,7 +171,7 @@ class Evidence:
     earlier: tuple[Catalogue, ...] = ()
     """Catalogues that held before: steps, delays and windows are judged by whatever ever held."""
     time_zones: Mapping[str, Sequence[tuple[int, str | None]]] = field(default_factory=dict)
-    """By phone, since when a lead has had which one, in order; not read when there never was a send window."""
+    """By phone, since when a lead has had which one, in order; not read when no clock of theirs has a say."""
     replied: Mapping[int, int] = field(default_factory=dict)
     """By enrolment, since when a reply has ended it."""
     paused: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
@@ -190,6 +190,8 @@ class Evidence:
     """How many times a step was moved to a later day because it was too late."""
     untriggered: Mapping[tuple[int, str], Sequence[tuple[int, int]]] = field(default_factory=dict)
     """By lead id and entry trigger, from when the engine had seen that it was taken off by hand, until it came back."""
+    reached: Mapping[tuple[int, int], Sequence[int]] = field(default_factory=dict)
+    """By lead and sequence id, when the engine had seen that the goal was reached."""
     retriggered: frozenset[tuple[int, str]] = frozenset()
     """Lead ids and entry triggers that were put on again by hand: whether the lead carries it proves nothing."""
     stripped: int = 0
@@ -228,9 +230,9 @@ def known_triggers(catalogue: Catalogue, earlier: Sequence[Catalogue] = ()) -> l
     return list(dict.fromkeys(trigger for each in (catalogue, *earlier) for trigger in each.triggers))
 
 
-def has_windows(*catalogues: Catalogue) -> bool:
-    """Whether some sequence has a send window in one of these versions."""
-    return any(catalogue.windows for catalogue in catalogues)
+def go_by_clocks(*catalogues: Catalogue) -> bool:
+    """Whether in one of these versions the clocks of leads have a say in when messages leave."""
+    return any(catalogue.by_clock.any() for catalogue in catalogues)
 
 
 def stamps(moments_us: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -245,7 +247,7 @@ async def collect(
     # Autovacuum may not have looked at tables that were filled within minutes.
     await connection.execute("ANALYZE leads, sequence_contacts, message_ledger")
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        catalogue = Catalogue.of(await read_sequences(connection))
+        catalogue = await read_whole_catalogue(connection)
         quotas = await connection.fetch(_QUOTAS_SQL)
         group_quotas = await connection.fetch(_GROUP_QUOTAS_SQL)
         groups = {name: number for number, name in enumerate(dict.fromkeys(row[0] for row in group_quotas), 1)}
@@ -265,7 +267,7 @@ async def collect(
             memberships=np.array([(number, groups.get(name, 0), at) for number, name, at in memberships], MEMBERSHIP),
             opted_out={row["phone"]: row["at"] for row in opted_out},
             replied={row["id"]: row["at"] for row in await connection.fetch(_REPLIED_SQL)},
-            time_zones=await _time_zones(connection) if has_windows(catalogue, *earlier) else {},
+            time_zones=await _time_zones(connection) if go_by_clocks(catalogue, *earlier) else {},
             missed=await connection.fetchval(_MISSED_SQL),
             devices={row["number"]: (row["id"], row["name"]) for row in devices},
             health={row["number"]: row["health"] for row in devices},

@@ -120,7 +120,11 @@ class Plan:
             return "a sequence skips or shifts what is too late"
         if any(group.shared for group in self.fleet):
             return "devices share a limit"
-        return "send windows close on the way" if any(each.send_window for each in self.sequences) else None
+        if any(each.goal for each in self.sequences):
+            return "leads leave at a goal"
+        shut = any(each.window() for each in self.sequences)
+        timed = any(step.at for each in self.sequences for step in each.steps)
+        return "send windows close on the way" if shut else "messages wait for a time of day" if timed else None
 
     @property
     def entries(self) -> list[str]:

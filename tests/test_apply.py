@@ -10,20 +10,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import date
 from datetime import time as clock
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from dispatcher.core.graph import Sequence, Step
+from dispatcher.core.goals import Goal
+from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.core.messages import Template
-from dispatcher.core.windows import Window
+from dispatcher.core.windows import Blackout, Window
 from dispatcher.errors import GraphError, InputError, RefusedError
 from dispatcher.intake.plan import plan
 from dispatcher.intake.sequence_file import load
 from dispatcher.intake.sequences import Changes, apply
-from dispatcher.intake.unmatched import Unmatched, find_unmatched
+from dispatcher.intake.unmatched import Unmatched, find_unmatched, why_closed
 from dispatcher.store.registry import read_sequences
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -194,6 +196,46 @@ sequences:
             " steps: [{trigger: a, text: x}]}]",
             "its send window 09:00-09:10 (UTC) is open for less than 15 minutes - let it close later",
         ),
+        (
+            "sequences: [{name: A, steps: [{trigger: a, text: x, delay: P1M}]}]",
+            "step 'a': delay: 'P1M': months and years have no fixed length: count days - write it like 36h, 90m, 2d",
+        ),
+        (
+            "sequences: [{name: A, steps: [{trigger: a, text: x, delay: 24}]}]",
+            "step 'a': delay: a delay belongs here, not 24 - write it like 36h, 90m, 2d or P1DT2H",
+        ),
+        (
+            "sequences: [{name: A, steps: [{trigger: a, text: x, delay: 2d, delay_hours: 48}]}]",
+            "step 'a': delay and delay_hours exclude each other - leave one of them out",
+        ),
+        (
+            "sequences: [{name: A, steps: [{trigger: a, text: x, at: 9:00}]}]",
+            """step 'a': at: a time of day such as "09:00" belongs here, not 540 - write it in quotes""",
+        ),
+        (
+            "sequences: [{name: A, steps: [{trigger: a, text: x, at: '9:00'}]}]",
+            "sequence 'A': it has times or days by the clock, and no time zone for leads whose own is unknown"
+            " - give it a time_zone such as Asia/Kuala_Lumpur",
+        ),
+        (
+            "sequences: [{name: A, time_zone: UTC, send_window: {from: '9:00', until: '20:00', time_zone: Asia/Tokyo},"
+            " steps: []}]",
+            "sequence 'A': time_zone and that of send_window differ - leave time_zone out",
+        ),
+        (
+            "sequences: [{name: A, time_zone: UTC, blackouts: [{from: 2026-12-31, until: 2026-12-30}],"
+            " steps: [{trigger: a, text: x}]}]",
+            "sequence 'A': its blackout from 2026-12-31 to 2026-12-30 has 0 days - it has 1 to 366",
+        ),
+        ("sequences: [{name: A, exit: {goal: {}}, steps: []}]", "a goal is a trigger, a condition, or both"),
+        (
+            "sequences: [{name: A, exit: {goal: {when: 'x'}}, steps: []}]",
+            "sequence 'A': unknown key 'when' - known are trigger, if",
+        ),
+        (
+            "sequences: [{name: A, exit: {goal: {if: 'lead.plan'}}, steps: [{trigger: a, text: x}]}]",
+            "sequence 'A': its goal 'lead.plan' cannot be read: 'Getattr' is not allowed in a message",
+        ),
     ],
 )
 def test_a_file_that_says_something_else_is_one_clear_line(yaml_path, content, message):
@@ -216,6 +258,56 @@ async def test_a_send_window_is_stored_as_it_is_written_and_told_when_it_changes
     (told,) = (await apply(connection, written("null"))).updated
     assert told == "sequence 'A' (send_window: 09:00-20:00 (UTC) -> None)"
     assert (await stored(connection))[0].send_window is None
+
+
+async def test_clocks_and_goals_are_stored_as_they_are_written_and_told_when_they_change(yaml_path, connection):
+    def written(keys: str, step: str) -> list[Sequence]:
+        return load(yaml_path(f"sequences: [{{name: A, {keys}, steps: [{{trigger: a, text: x, {step}}}]}}]"))
+
+    days = "blackouts: [2026-12-25, {from: 2026-12-31, until: 2027-01-01}]"
+    goal = "exit: {goal: {trigger: bought, if: plan == 'pro'}}"
+    full = written(f"time_zone: Asia/Tokyo, {days}, {goal}", "at: '9:30', delay: P1DT90M")
+    assert full[0] == replace(
+        full[0],
+        time_zone="Asia/Tokyo",
+        blackouts=(Blackout(date(2026, 12, 25), date(2026, 12, 25)), Blackout(date(2026, 12, 31), date(2027, 1, 1))),
+        goal=Goal("bought", "plan == 'pro'"),
+        steps=(Step("a", "x", None, 25.5, is_entry=True, at=clock(9, 30)),),
+    )
+    await apply(connection, full)
+    assert await stored(connection) == full
+    assert (await apply(connection, full)).updated == []
+    columns = "trigger_delay_hours, trigger_delay_minutes, send_at::text"
+    assert [*await connection.fetchrow(f"SELECT {columns} FROM sequence_steps")] == [25, 30, "09:30:00"]
+    changes = await apply(connection, written("blackouts: [2026-12-25], time_zone: Asia/Tokyo", "delay_hours: 24"))
+    assert changes.updated == [
+        "sequence 'A' (blackouts: (2026-12-25, 2026-12-31 to 2027-01-01) -> (2026-12-25,), "
+        "goal: trigger bought or plan == 'pro' -> None)",
+        "step 'a' of 'A' (delay_h: 25.5 -> 24, at: 09:30 -> None)",
+    ]
+    # What users write keeps its meaning.
+    await connection.execute("UPDATE sequence_steps SET trigger_delay_hours = 48")
+    assert (await stored(connection))[0].steps[0].delay_h == 48
+
+
+async def test_a_new_goal_is_no_unknown_trigger_and_asks_who_is_under_way(connection):
+    wanted = sequence("A", "a1", "a2")
+    await apply(connection, [wanted])
+    await connection.execute("INSERT INTO leads (phone, trigger) VALUES ('601', 'a1'), ('602', 'bought')")
+    await connection.execute(
+        "INSERT INTO sequence_contacts (sequence_id, lead_id, contact_phone, entry_trigger, current_trigger)"
+        " SELECT s.id, 1, '601', 'a1', 'a2' FROM sequences s; DELETE FROM lead_changes"
+    )
+    assert [each.trigger for each in await find_unmatched(connection)] == ["bought"]
+    aimed = [replace(wanted, goal=Goal("bought"))]
+    assert (await plan(connection, aimed)).consequences == [
+        "of the 1 live enrolments of 'A' those who have reached the goal leave at once"
+    ]
+    await apply(connection, aimed)
+    assert await connection.fetchval("SELECT array_agg(leads::text) FROM lead_changes") == ["{1}"]
+    assert await find_unmatched(connection) == []
+    catalogue = Catalogue.of(await read_sequences(connection))
+    assert why_closed(catalogue, "bought") == "the goal that ends 'A'"
 
 
 @pytest.mark.parametrize(

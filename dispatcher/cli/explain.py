@@ -18,7 +18,7 @@ from dispatcher.core.moments import from_datetime, to_datetime
 from dispatcher.core.triggers import parse
 from dispatcher.errors import InputError
 from dispatcher.intake.unmatched import why_closed
-from dispatcher.store.registry import read_sequences
+from dispatcher.store.registry import read_whole_catalogue
 from dispatcher.store.statements import statements
 
 app = typer.Typer(help="Why a lead got a message, or did not.")
@@ -102,7 +102,7 @@ async def read_facts(connection: asyncpg.Connection, which: str) -> Facts:
         lead=lead,
         now=lead["now"],
         hour=lead["hour"],
-        catalogue=Catalogue.of(await read_sequences(connection)),
+        catalogue=await read_whole_catalogue(connection),
         enrolments=enrolments,
         replies=await connection.fetch(sql["replies"], lead["id"]),
         archived=await connection.fetch(statements("archive")["archived_of"], lead["id"]),
@@ -305,9 +305,10 @@ def _why_waiting(facts: Facts, row: Row) -> str:
 
 def _opens(facts: Facts, sequence: Sequence | None, due: datetime) -> str | None:
     """The window that a message waits for, by whose clock, and when it opens; None where it waits for none."""
-    if sequence is None or sequence.send_window is None:
+    window = facts.catalogue.window_of(sequence.steps[0].trigger) if sequence is not None and sequence.steps else None
+    if window is None:
         return None
-    window, zone = sequence.send_window, facts.lead["time_zone"]
+    zone = facts.lead["time_zone"]
     wanted_us = max(from_datetime(due), from_datetime(facts.now))
     opens_us = window.first_open(zone, wanted_us)
     # A due moment that is an opening was moved there.

@@ -26,7 +26,7 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.errors import InputError
 from dispatcher.intake.sequences import find_sequence
 from dispatcher.store.in_doubt import UNDER_WAY, Which, Word, count_in_doubt, list_in_doubt, resolve
-from dispatcher.store.registry import read_sequences
+from dispatcher.store.registry import read_whole_catalogue
 
 app = typer.Typer(
     help="Attempts sent or not: list them, and say what became of them.",
@@ -137,7 +137,7 @@ def resolve_(
             found, under_way = await count_in_doubt(connection, which)
             if not named and found > under_way and not yes:
                 confirm("in-doubt resolve", f"{found - under_way:,} enrolments as {word.value}?")
-            catalogue = Catalogue.of(await read_sequences(connection))
+            catalogue = await read_whole_catalogue(connection)
             resolved = await _resolve(connection, which, word, catalogue, found, actor(by), due_us)
             left = await list_in_doubt(connection, which, rows=len(named) or 1)
             return resolved, {row["id"]: _why_left(row, catalogue) for row in left}

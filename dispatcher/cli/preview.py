@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run
+from dispatcher.core.delays import told
 from dispatcher.core.graph import Step, way_from
 from dispatcher.core.messages import compiled
 from dispatcher.errors import InputError
@@ -67,11 +68,12 @@ def preview(
     raise typer.Exit(1 if failed else 0)
 
 
-def _show(step: Step, after_h: int, text: str, parameters: list[str]) -> None:
+def _show(step: Step, after_h: float, text: str, parameters: list[str]) -> None:
     days, hours = divmod(after_h, 24)
-    at = " ".join([*[f"{days} d"] * (days > 0), *[f"{hours} h"] * (hours > 0)])
+    at = " ".join([*[f"{days:.0f} d"] * (days > 0), *[told(hours)] * (hours > 0)])
     day = "" if step.day_number is None else f", day {step.day_number}"
-    out.out(f"\n  {step.trigger}{day}: {f'{at} after entering' if at else 'at once'}")
+    clock = "" if step.at is None else f", at {step.at:%H:%M} by the lead's clock"
+    out.out(f"\n  {step.trigger}{day}: {f'{at} after entering' if at else 'at once'}{clock}")
     for line in [*text.splitlines(), *filter(None, [step.media_url])]:
         out.out(f"    {line}")
     if step.template is not None:

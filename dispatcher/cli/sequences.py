@@ -42,7 +42,7 @@ def list_(database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
                     "active" if sequence.is_active else "paused",
                     len(sequence.steps),
                     *counts.get(sequence.id or 0, (0, 0)),
-                    sequence.send_window or "",
+                    sequence.window() or "",
                     "; ".join([*problems(sequence), *_paused(sequence)]),
                 )
                 for sequence in await read_sequences(connection)

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import time
 from typing import Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, Indices, Int64s
+from dispatcher.core.goals import Goal
 from dispatcher.core.messages import TemplateError, compiled
 from dispatcher.core.moments import SECOND_US
+from dispatcher.core.times_of_day import TimeOfDay, next_at
 from dispatcher.core.triggers import BLANKS
-from dispatcher.core.windows import MIN_OPEN_S, Window, is_zone, next_open_of
+from dispatcher.core.windows import MIN_OPEN_S, Blackout, Window, is_zone, next_open_of
 from dispatcher.errors import GraphError
 
 MIN_DELAY_H: Final = 1
@@ -27,12 +30,15 @@ MAX_DELAY_H: Final = 10 * 366 * 24
 """Ten years: beyond that somebody has mistyped."""
 TRIGGER_CHARACTERS: Final = 255
 """Width of ``sequence_steps.trigger``."""
+MAX_BLACKOUT_DAYS: Final = 366
 
 _NAMES_SHOWN: Final = 20
 
 Reentry = Literal["after_exit", "never", "after_interval"]
 SenderPolicy = Literal["prefer", "strict", "any"]
 WhenLate = Literal["skip", "shift"]
+Openings = dict[str, dict[str, int]]
+"""Moments by step trigger, "" for all others, and time zone, "" for an unknown one."""
 
 
 class Template(NamedTuple):
@@ -47,15 +53,21 @@ class Template(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One message of a sequence; the next step is due ``delay_h`` hours after this one was accepted."""
+    """One message of a sequence; the next step is due ``delay_h`` hours after this one was accepted.
+
+    With ``at`` a message is due when the lead's clock reaches that time: hours and minutes of the delay before it pass
+    first, then each of its days is a midnight, and never is it due within an hour of the message before.
+    """
 
     trigger: str
     message_text: str
     next_trigger: str | None = None
-    delay_h: int = 24
+    delay_h: float = 24
+    """To the minute."""
     day_number: int | None = None
     is_entry: bool = False
     media_url: str | None = None
+    at: time | None = None
     template: Template | None = None
     """What is sent where free text may not be."""
     paused: str | None = field(default=None, compare=False)
@@ -88,6 +100,24 @@ class Sequence:
     """How many hours after it was due a message may leave; None: however late."""
     when_late: WhenLate | None = None
     """What becomes of one that is later: its step is skipped, or moved to the same time of a later day."""
+    time_zone: str | None = None
+    """Without a window: of leads whose own is unknown; None: UTC."""
+    blackouts: tuple[Blackout, ...] = ()
+    """In order; nothing leaves on these days."""
+    goal: Goal | None = None
+    """What ends the sequence for a lead."""
+
+    @property
+    def clock(self) -> str:
+        """The time zone of leads whose own is unknown."""
+        return (self.send_window.time_zone if self.send_window is not None else self.time_zone) or "UTC"
+
+    def window(self, blackouts: Iterable[Blackout] = ()) -> Window | None:
+        """When its messages may leave where these blackouts hold, too; None: at any time."""
+        shut = tuple(sorted({*self.blackouts, *blackouts}))
+        if not shut:
+            return self.send_window
+        return replace(self.send_window or Window(time(), time(), self.clock), blackouts=shut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +137,24 @@ def problems(sequence: Sequence) -> list[str]:
     return [str(finding) for finding in findings(sequence)]
 
 
-def way_from(sequence: Sequence, entry: Step) -> list[tuple[Step, int]]:
+def way_from(sequence: Sequence, entry: Step) -> list[tuple[Step, float]]:
     """The steps a lead gets that enters at ``entry``, each with the hours since the entry; a circle once round."""
     steps = {step.trigger: step for step in reversed(sequence.steps)}
-    way: dict[str, tuple[Step, int]] = {}
+    way: dict[str, tuple[Step, float]] = {}
     at: Step | None = entry
-    after_h = 0
+    after_h: float = 0
     while at is not None and at.trigger not in way:
         way[at.trigger] = (at, after_h)
         after_h += at.delay_h
         at = steps.get(at.next_trigger or "")
     return list(way.values())
+
+
+def least_delay_h(step: Step, following: Step | None) -> float:
+    """The least hours between the two: up to a time of day, midnights may be less than days."""
+    if following is None or following.at is None or step.delay_h < 24:
+        return step.delay_h
+    return max(step.delay_h % 24, MIN_DELAY_H)
 
 
 def check(sequence: Sequence) -> None:
@@ -143,6 +180,9 @@ def findings(sequence: Sequence) -> Iterator[_Finding]:
     if sequence.max_lateness_h is not None and sequence.max_lateness_h <= 0:
         problem = f"its max_lateness is {sequence.max_lateness_h:g} hours"
         yield _Finding(None, problem, "write one such as 12h; without any, messages leave however late")
+    yield from _clock_findings(sequence)
+    if sequence.goal is not None:
+        yield from _goal_findings(sequence, sequence.goal)
     for trigger, times in Counter(step.trigger for step in sequence.steps).items():
         if times > 1:
             yield _Finding(trigger, f"{times} steps have this trigger", "give every step a trigger of its own")
@@ -173,6 +213,37 @@ def _window_findings(window: Window) -> Iterator[_Finding]:
         yield _Finding(None, problem, "let it close later")
 
 
+def _clock_findings(sequence: Sequence) -> Iterator[_Finding]:
+    """What is wrong about times of day and blackouts."""
+    window, timed = sequence.send_window, [step for step in sequence.steps if step.at is not None]
+    if (timed or sequence.blackouts) and window is None:
+        if sequence.time_zone is None:
+            problem = "it has times or days by the clock, and no time zone for leads whose own is unknown"
+            yield _Finding(None, problem, "give it a time_zone such as Asia/Kuala_Lumpur")
+        elif not is_zone(sequence.time_zone):
+            problem = f"it has the unknown time zone {_short(sequence.time_zone)}"
+            yield _Finding(None, problem, "write an IANA name such as Asia/Kuala_Lumpur")
+    for step in timed:
+        if window is not None and step.at is not None and not window.holds(step.at):
+            problem = (
+                f"its time {step.at:%H:%M} is not within the send window {window}, {MIN_OPEN_S // 60} minutes before"
+            )
+            yield _Finding(step.trigger, f"{problem} it shuts at the latest", "move one of them", "at")
+    for blackout in sequence.blackouts:
+        if not 1 <= blackout.days <= MAX_BLACKOUT_DAYS:
+            problem = f"its blackout from {blackout.first} to {blackout.last} has {blackout.days} days"
+            yield _Finding(None, problem, f"it has 1 to {MAX_BLACKOUT_DAYS}")
+
+
+def _goal_findings(sequence: Sequence, goal: Goal) -> Iterator[_Finding]:
+    for step in sequence.steps:
+        if step.is_entry and step.trigger == goal.trigger:
+            yield _Finding(step.trigger, "its trigger is the goal, too: whoever enters leaves", "name another goal")
+    if goal.problem is not None:
+        advice = "write what follows if in a message text, such as plan == 'pro'"
+        yield _Finding(None, f"its goal {_short(goal.condition or '')} cannot be read: {goal.problem}", advice)
+
+
 def _step_findings(step: Step) -> Iterator[_Finding]:
     trigger = step.trigger
     if not trigger.strip(BLANKS):
@@ -197,11 +268,14 @@ def _step_findings(step: Step) -> Iterator[_Finding]:
             yield _Finding(trigger, f"a parameter of its template: {error}", "", "template")
     if step.delay_h < MIN_DELAY_H:
         yield _Finding(
-            trigger, f"its delay is {step.delay_h} hours", f"at least {MIN_DELAY_H} hour is needed", "delay_h"
+            trigger, f"its delay is {round(step.delay_h, 2)} hours", f"at least {MIN_DELAY_H} hour is needed", "delay_h"
         )
     if step.delay_h > MAX_DELAY_H:
         yield _Finding(
-            trigger, f"its delay is {step.delay_h} hours", f"at most {MAX_DELAY_H} hours make sense", "delay_h"
+            trigger,
+            f"its delay is {round(step.delay_h, 2)} hours",
+            f"at most {MAX_DELAY_H} hours make sense",
+            "delay_h",
         )
 
 
@@ -258,17 +332,27 @@ class Catalogue:
     delay_h: NDArray[np.float64] = field(compare=False)
     """Hours between a step's acceptance and the next one's due time."""
     windows: list[Window]
-    """Those of all sound sequences that have one."""
+    """Those of all sound sequences that have one, with all blackouts."""
     window: Indices = field(compare=False)
     """Which of ``windows`` holds for a step; -1 for none."""
     limits_lateness: bool
     """Whether any sequence does."""
     max_lateness_h: NDArray[np.float64] = field(compare=False)
     """By step; infinite where messages leave however late."""
+    times: list[TimeOfDay]
+    """Those of steps that have one, of sound sequences."""
+    at: Indices = field(compare=False)
+    """Which of ``times`` is a step's; -1 for none."""
+    by_clock: NDArray[np.bool_] = field(compare=False)
+    """Whether the lead's clock has a say in when a step, or the one after it, may leave."""
+    goals: dict[int, Goal]
+    """By sequence id, also of sequences that are broken or switched off; but for those that cannot be read."""
+    blackouts: tuple[Blackout, ...]
+    """Those that hold for all sequences."""
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence]) -> Self:
-        """The catalogue of stored ``sequences``.
+    def of(cls, sequences: Iterable[Sequence], blackouts: Iterable[Blackout] = ()) -> Self:
+        """The catalogue of stored ``sequences``, and of ``blackouts`` that hold for all of them.
 
         Raises:
             GraphError: two steps have one trigger.
@@ -292,9 +376,17 @@ class Catalogue:
         triggers = list(step)
         index = {trigger: number for number, trigger in enumerate(triggers)}
         following = [each.next_trigger for each in step.values()]
-        windows = {id_: row.send_window for id_, row in by_id.items() if row.send_window and id_ not in broken}
+        next_index = np.array([-1 if to is None else index.get(to, -1) for to in following], dtype=np.intp)
+        blackouts, sound = tuple(blackouts), {id_: row for id_, row in by_id.items() if id_ not in broken}
+        windows = {id_: shut for id_, row in sound.items() if (shut := row.window(blackouts)) is not None}
         number = {id_: place for place, id_ in enumerate(windows)}
         limits = [np.inf if owner.max_lateness_h is None else owner.max_lateness_h for owner in sequence_of.values()]
+        window = np.array([*(number.get(owner.id or 0, -1) for owner in sequence_of.values()), -1], np.intp)
+        times: dict[TimeOfDay, int] = {}
+        at = np.full(len(triggers) + 1, -1, np.intp)
+        for place, each in enumerate(step.values()):
+            if each.at is not None and sequence_of[each.trigger].id in sound:
+                at[place] = times.setdefault(TimeOfDay(each.at, sequence_of[each.trigger].clock), len(times))
         return cls(
             sequences=by_id,
             problems=broken,
@@ -305,12 +397,17 @@ class Catalogue:
             triggers=triggers,
             index=index,
             next_trigger=following,
-            next_index=np.array([-1 if to is None else index.get(to, -1) for to in following], dtype=np.intp),
+            next_index=next_index,
             delay_h=np.array([float(each.delay_h) for each in step.values()]),
             windows=list(windows.values()),
-            window=np.array([*(number.get(owner.id or 0, -1) for owner in sequence_of.values()), -1], np.intp),
             limits_lateness=bool(np.isfinite(limits).any()),
             max_lateness_h=np.array([*limits, np.inf]),
+            window=window,
+            times=list(times),
+            at=at,
+            by_clock=np.append((window[:-1] >= 0) | (at[:-1] >= 0) | (at[next_index] >= 0), False),
+            goals={id_: row.goal for id_, row in by_id.items() if row.goal is not None and row.goal.problem is None},
+            blackouts=blackouts,
         )
 
     @property
@@ -324,33 +421,84 @@ class Catalogue:
         index: Indices = np.array([self.index.get(trigger, -1) for trigger in coded.values], np.intp)[coded.code]
         return index
 
-    def advance(self, step_index: Indices) -> tuple[Coded[str | None], NDArray[np.float64]]:
-        """Where a contact goes once its step is accepted: next trigger (None at the end), delay in hours.
+    def advance(
+        self, step_index: Indices, accepted_us: Int64s, time_zone: Rows[str | None], hour_us: int
+    ) -> tuple[Coded[str | None], Int64s]:
+        """Where contacts go once their step is accepted: next trigger (None at the end), and when that is due.
+
+        Args:
+            time_zone: the leads', None where unknown or of no matter (``by_clock``).
+            hour_us: how long an hour of a delay is.
 
         Raises:
             ValueError: an index is negative. Where a step that is gone leads, nobody knows.
         """
         if (step_index < 0).any():
             raise ValueError("a step that does not exist leads nowhere")
-        return Coded(self.next_trigger, step_index), self.delay_h[step_index]
+        delay_h = self.delay_h[step_index]
+        due_us = accepted_us + np.rint(delay_h * hour_us).astype(np.int64)
+        if self.times:
+            which = self.at[self.next_index[step_index]]
+            days = (delay_h // 24).astype(np.int64)
+            rested_us = accepted_us + np.rint((delay_h - 24 * days) * hour_us).astype(np.int64)
+            least_us = np.where(days > 0, accepted_us + MIN_DELAY_H * hour_us, rested_us)
+            timed_us = next_at(self.times, which, Coded.of(time_zone), rested_us, days, least_us)
+            due_us = np.where(which >= 0, timed_us, due_us)
+        return Coded(self.next_trigger, step_index), due_us
+
+    def window_of(self, trigger: str) -> Window | None:
+        """When the message of a step may leave; None: at any time."""
+        return self.sequence_of[trigger].window(self.blackouts)
 
     def next_open(
         self, step_index: Indices, time_zone: Rows[str | None], moment_us: Int64s, span_us: int = 0
     ) -> Int64s:
         """The first moment, from each on, at which a step's message may leave and has ``span_us`` to arrive in.
 
+        What is put off leaves at the step's time of day, if it has one.
+
         Args:
             time_zone: the leads', None where unknown.
         """
-        return next_open_of(self.windows, self.window[step_index], Coded.of(time_zone), moment_us, span_us)
-
-    def openings(self, time_zones: Iterable[str | None], now_us: int) -> dict[int, dict[str, int]]:
-        """Where windows are shut at ``now_us``: when they open, by sequence id and time zone, "" for an unknown one."""
-        zones = sorted({zone or "" for zone in time_zones})
-        found: dict[int, dict[str, int]] = {}
-        for id_ in self.usable:
-            window = self.sequences[id_].send_window
-            if window is not None:
-                opens = {zone: window.first_open(zone, now_us) for zone in zones}
-                found[id_] = {zone: opens_us for zone, opens_us in opens.items() if opens_us > now_us}
+        zone = Coded.of(time_zone)
+        found = next_open_of(self.windows, self.window[step_index], zone, moment_us, span_us)
+        if not self.times:
+            return found
+        off = np.flatnonzero((found > moment_us) & (self.at[step_index] >= 0))
+        while len(off):
+            timed_us = self._next_at(step_index[off], zone.take(off), found[off])
+            found[off] = next_open_of(self.windows, self.window[step_index[off]], zone.take(off), timed_us, span_us)
+            off = off[found[off] > timed_us]
         return found
+
+    def _next_at(self, step_index: Indices, zone: Coded[str | None], moment_us: Int64s) -> Int64s:
+        """The first moment, from each on, at a step's time of day; the moment itself where it has none."""
+        return next_at(self.times, self.at[step_index], zone, moment_us, np.zeros_like(moment_us), moment_us)
+
+    def first_due(self, step_index: Indices, time_zone: Rows[str | None], now_us: Int64s) -> Int64s:
+        """When the messages of steps are due for leads that come to them at ``now_us``."""
+        zone = Coded.of(time_zone)
+        return self.next_open(step_index, zone, self._next_at(step_index, zone, now_us))
+
+    def entry_dues(self, time_zones: Iterable[str | None], now_us: int) -> dict[str, dict[str, int]]:
+        """When the messages of entries are due that are not due at once: by trigger and time zone, "" for none."""
+        zones = sorted({zone or "" for zone in time_zones})
+        found: dict[str, dict[str, int]] = {}
+        for trigger in self.entries:
+            step = np.full(len(zones), self.index[trigger])
+            if self.by_clock[step[:1]].any():
+                due_us = self.first_due(step, zones, np.full(len(zones), now_us)).tolist()
+                found[trigger] = {zone: at_us for zone, at_us in zip(zones, due_us, strict=True) if at_us > now_us}
+        return found
+
+    def openings(self, sequence: int, time_zones: Iterable[str | None], now_us: int, span_us: int) -> Openings:
+        """When what may not leave at ``now_us`` may: by step, "" for those without a time of day, and by time zone."""
+        steps = [self.index[step.trigger] for step in self.sequences[sequence].steps]
+        zones = sorted({zone or "" for zone in time_zones})
+        found: Openings = {}
+        for trigger, index in [("", index) for index in steps if self.at[index] < 0][:1] + [
+            (self.triggers[index], index) for index in steps if self.at[index] >= 0
+        ]:
+            opens_us = self.next_open(np.full(len(zones), index), zones, np.full(len(zones), now_us), span_us).tolist()
+            found[trigger] = {zone: at_us for zone, at_us in zip(zones, opens_us, strict=True) if at_us > now_us}
+        return {trigger: by_zone for trigger, by_zone in found.items() if by_zone}

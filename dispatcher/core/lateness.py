@@ -18,8 +18,6 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.core.moments import NEVER_US, from_datetime, to_datetime
 from dispatcher.core.windows import is_zone
 
-_UTC = "UTC"
-
 
 @dataclass(frozen=True, slots=True)
 class Late(Columns):
@@ -55,9 +53,9 @@ def moves_of(late: Late, catalogue: Catalogue, now_us: int, hour_us: int) -> Lat
     """
     step = catalogue.indices(late.step)
     skipped = np.array([catalogue.sequence_of[trigger].when_late == "skip" for trigger in late.step], np.bool_)
-    following, delay_h = catalogue.advance(step)
+    following, next_due_us = catalogue.advance(step, late.due_us, late.time_zone, hour_us)
     after = np.where(skipped, catalogue.next_index[step], step)
-    due_us = np.where(skipped, late.due_us + np.rint(delay_h * hour_us).astype(np.int64), late.due_us)
+    due_us = np.where(skipped, next_due_us, late.due_us)
     for row in np.flatnonzero(~skipped).tolist():
         due_us[row] = _shifted_us(int(due_us[row]), _clock(catalogue, late.step[row], late.time_zone[row]), now_us)
     due_us = catalogue.next_open(after, late.time_zone, due_us)
@@ -71,10 +69,7 @@ def moves_of(late: Late, catalogue: Catalogue, now_us: int, hour_us: int) -> Lat
 
 
 def _clock(catalogue: Catalogue, trigger: str, time_zone: str | None) -> ZoneInfo:
-    window = catalogue.sequence_of[trigger].send_window
-    if window is not None:
-        return ZoneInfo(window.zone_of(time_zone))
-    return ZoneInfo(time_zone if time_zone and is_zone(time_zone) else _UTC)
+    return ZoneInfo(time_zone if time_zone and is_zone(time_zone) else catalogue.sequence_of[trigger].clock)
 
 
 def _shifted_us(due_us: int, clock: ZoneInfo, now_us: int) -> int:

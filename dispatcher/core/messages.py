@@ -31,6 +31,9 @@ _PARTS: Final = 3000
 _PIECES: Final = 64
 """Pieces of text that are held before their length is looked at: each may be as long as a lead's attribute."""
 
+HOLDS: Final = "yes"
+_HOLDS_NOT: Final = "no"
+
 _END: Final = "\0"
 """Ends each text of a batch; PostgreSQL stores it in no text."""
 
@@ -118,6 +121,21 @@ def compiled(text: str) -> Template:
         TemplateError: it cannot be compiled, or uses what is not allowed.
     """
     return Template(text)
+
+
+@lru_cache(maxsize=1000)
+def condition(text: str) -> Template:
+    """What may follow ``if`` in a message text, as a template that says ``HOLDS`` where that does.
+
+    Raises:
+        TemplateError: it cannot be compiled, uses what is not allowed, or is more than a condition.
+    """
+    written = f"{{% if {text} %}}{HOLDS}{{% else %}}{_HOLDS_NOT}{{% endif %}}"
+    match parse(written).body:
+        case [nodes.If(body=[nodes.Output(nodes=[nodes.TemplateData(data=then)])], elif_=[], else_=[nodes.Output()])]:
+            if then == HOLDS:
+                return Template(written)
+    raise TemplateError("condition", "it is more than a condition", "write what follows if, such as plan == 'pro'")
 
 
 class Template:

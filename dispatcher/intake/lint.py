@@ -27,7 +27,7 @@ from dispatcher.intake.yaml_file import Finding, Keys, YamlFile, read, yaml_file
 YEAR_H: Final = 366 * 24
 NEAR_CHARACTERS: Final = TEXT_CHARACTERS * 9 // 10
 
-_KEY_OF: Final = {"message_text": "text", "next_trigger": "next", "delay_h": "delay_hours"}
+_KEY_OF: Final = {"message_text": "text", "next_trigger": "next"}
 _FIELDS: Final = ("name", "phone")
 _COLUMNS: Final = ("id", "niche", "trigger", "time_zone", "home_device_id", "opted_in_at", "opted_out_at", "created_at")
 """Columns of leads that a message does not see."""
@@ -67,6 +67,15 @@ class _Placed:
     file: YamlFile
     keys: Keys
     sequence: Sequence
+
+    def key(self, step: int, field: str) -> Keys:
+        """Where a field of a step is written."""
+        if field == "delay_h":
+            at: Any = self.file.content
+            for key in (*self.keys, "steps", step):
+                at = at[key]
+            return "steps", step, "delay" if "delay" in at else "delay_hours"
+        return "steps", step, _KEY_OF.get(field, field)
 
     def remark(self, level: Literal["error", "warning"], below: Keys, problem: str, advice: str = "") -> Remark:
         return _remark(level, self.file, (*self.keys, *below), problem, advice)
@@ -156,7 +165,7 @@ def _errors(placed: _Placed) -> Iterator[Remark]:
         if finding.trigger is not None:
             # Of steps that share a trigger the last is to be renamed.
             number = len(triggers) - 1 - triggers[::-1].index(finding.trigger)
-            below = ("steps", number, _KEY_OF.get(finding.field, finding.field))
+            below = placed.key(number, finding.field)
         yield placed.remark("error", below, finding.problem, finding.advice)
 
 
@@ -218,8 +227,8 @@ def _ways(placed: _Placed) -> Iterator[Remark]:
         reached.update(place[step.trigger] for step, _ in way)
         waits_h = way[-1][1]
         if waits_h > YEAR_H:
-            problem = f"from here to the last step it takes {waits_h // 24:,} days"
-            yield placed.remark("warning", ("steps", entry, "delay_hours"), problem, "delays are in hours")
+            problem = f"from here to the last step it takes {waits_h // 24:,.0f} days"
+            yield placed.remark("warning", placed.key(entry, "delay_h"), problem, "delays are in hours")
     if reached:
         for number in sorted(set(range(len(steps))) - reached):
             problem = "nothing leads to this step: no lead gets it"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import cast
 
 import asyncpg
 
+from dispatcher.core.delays import told
 from dispatcher.core.graph import Sequence, problems
 from dispatcher.errors import RefusedError
 from dispatcher.intake.sequences import (
@@ -49,6 +51,7 @@ async def plan(connection: asyncpg.Connection, sequences: Items[Sequence]) -> Pl
         for work in works:
             refused += await refusals(connection, work)
             consequences += _of_switching(work, 0 if work.stored is None else live.get(work.stored.id or 0, 0))
+            consequences += _of_goals(work, 0 if work.stored is None else live.get(work.stored.id or 0, 0))
             consequences += [line async for line in _of_steps(connection, work)]
             consequences += [line async for line in _of_entries(connection, work)]
     return Plan(changes(works), consequences, refused)
@@ -63,6 +66,11 @@ def _of_switching(work: Work, live: int) -> Iterator[str]:
         yield f"{what} keep their place, and get nothing until it is active again"
     else:
         yield f"{what} go on; what is overdue is spread over the devices' quotas"
+
+
+def _of_goals(work: Work, live: int) -> Iterator[str]:
+    if "goal" in work.own and work.wanted.goal is not None and live:
+        yield f"of the {live:,} live enrolments of {work.wanted.name!r} those who have reached the goal leave at once"
 
 
 async def _of_steps(connection: asyncpg.Connection, work: Work) -> AsyncIterator[str]:
@@ -81,8 +89,10 @@ def _fates(changed: dict[str, tuple[object, object]]) -> Iterator[str]:
     if "template" in changed:
         yield "get the new template where free text may not be sent"
     if "delay_h" in changed:
-        was, shall_be = changed["delay_h"]
-        yield f"wait {shall_be} h after it instead of {was} h"
+        before_h, after_h = (cast(float, delay_h) for delay_h in changed["delay_h"])
+        yield f"wait {told(after_h)} after it instead of {told(before_h)}"
+    if "at" in changed:
+        yield "keep the time at which they are due"
     if "next_trigger" in changed:
         was, shall_be = changed["next_trigger"]
         instead = "instead of ending there" if was is None else f"instead of to {was!r}"

@@ -11,8 +11,9 @@
 
 ``max_lateness: {after: 12h, then: skip}`` says what becomes of what could not leave in time: ``send`` all the same,
 ``skip`` the step, or ``shift`` it to the same time of a later day.
-``send_window`` goes by the clock of the lead, in its own time zone or, where that is unknown, the one given. With
-``exit: {on_reply: true}`` whoever writes back hears no more of the sequence.
+``send_window``, ``at`` and ``blackouts`` go by the clock of the lead, in its own time zone or, where that is unknown,
+the one given. With ``exit: {on_reply: true}`` whoever writes back hears no more of the sequence; so does who reaches
+``exit: {goal: {trigger: bought}}``.
 Steps follow each other in the order they are written unless ``next`` says otherwise (``next: null`` ends the
 sequence there); without ``entry`` anywhere, the first step is the entry. ``template: {name: welcome, language: en,
 parameters: ["{{ name }}"]}`` is what a WhatsApp device sends to a lead that has not written lately. Everything is
@@ -23,15 +24,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from datetime import time
+from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from dispatcher.core.delays import hours_of, minutes_of
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import SenderPolicy, Sequence, Step, Template, WhenLate, check
-from dispatcher.core.windows import DAYS, Window
+from dispatcher.core.windows import DAYS, Blackout, Window
 from dispatcher.errors import GraphError, InputError
 from dispatcher.intake.yaml_file import Finding, YamlFile, read
 
@@ -61,17 +64,47 @@ class TemplateEntry(_Model):
         return Template(self.name, self.language, tuple(self.parameters))
 
 
+def _delay(value: object) -> float:
+    """A delay in hours."""
+    try:
+        return hours_of(*divmod(minutes_of(value if isinstance(value, str) else ""), 60))
+    except ValueError as error:
+        problem = f"{value!r}: {error}" if isinstance(value, str) else f"a delay belongs here, not {value!r}"
+        advice = "write it like 36h, 90m, 2d or P1DT2H"
+        raise PydanticCustomError("delay", "{problem}", {"problem": problem, "advice": advice}) from None
+
+
+def _clock(value: object) -> time:
+    """A time of day; 24:00 is the next day's 0:00."""
+    match = _CLOCK.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        problem = f'a time of day such as "09:00" belongs here, not {value!r}'
+        raise PydanticCustomError("clock", "{problem}", {"problem": problem, "advice": "write it in quotes"})
+    return time(int(match[1]) % 24, int(match[2]))
+
+
+Clock = Annotated[time, BeforeValidator(_clock)]
+
+
 class StepEntry(_Model):
-    """One step as it is written; ``delay_hours`` is the wait after it."""
+    """One step as it is written; ``delay`` or ``delay_hours`` is the wait after it, ``at`` when it is due itself."""
 
     trigger: Trigger
     text: str
     day: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     next: Trigger | None = None
+    delay: Annotated[float, BeforeValidator(_delay), Field(le=2**31 - 1)] | None = None
     delay_hours: Annotated[int, Field(le=2**31 - 1)] = 24
+    at: Clock | None = None
     entry: bool | None = None
     media_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s\x00]+$")] | None = None
     template: TemplateEntry | None = None
+
+    @model_validator(mode="after")
+    def _one_delay(self) -> Self:
+        if self.delay is not None and "delay_hours" in self.model_fields_set:
+            raise _wrong("delay and delay_hours exclude each other", "leave one of them out")
+        return self
 
 
 class After(_Model):
@@ -98,18 +131,6 @@ class MaxLateness(After):
         return None if self.then == "send" else self.then
 
 
-def _clock(value: object) -> time:
-    """A time of day; 24:00 is the next day's 0:00."""
-    match = _CLOCK.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        problem = f'a time of day such as "09:00" belongs here, not {value!r}'
-        raise PydanticCustomError("clock", "{problem}", {"problem": problem, "advice": "write it in quotes"})
-    return time(int(match[1]) % 24, int(match[2]))
-
-
-Clock = Annotated[time, BeforeValidator(_clock)]
-
-
 class SendWindow(_Model):
     """When messages may leave, by the lead's clock; ``until`` at or before ``from`` is the next day's."""
 
@@ -124,10 +145,31 @@ class SendWindow(_Model):
         return Window(self.from_, self.until, self.time_zone, days)
 
 
+class Days(_Model):
+    """A blackout of several days, both of them among them."""
+
+    from_: Annotated[date, Field(alias="from")]
+    until: date
+
+
+class GoalEntry(_Model):
+    """What ends the sequence for a lead: a trigger that it carries, or a condition on its fields."""
+
+    trigger: Annotated[Trigger, StringConstraints(min_length=1, max_length=255, strip_whitespace=True)] | None = None
+    if_: Annotated[Annotated[Trigger, StringConstraints(min_length=1)] | None, Field(alias="if")] = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.trigger is None and self.if_ is None:
+            raise _wrong("a goal is a trigger, a condition, or both", "write trigger or if")
+        return self
+
+
 class Exit(_Model):
     """What ends the sequence for a lead before its last step."""
 
     on_reply: bool = False
+    goal: GoalEntry | None = None
 
 
 class SequenceEntry(_Model):
@@ -140,9 +182,17 @@ class SequenceEntry(_Model):
     sender_policy: SenderPolicy = "prefer"
     requires_opt_in: bool = False
     send_window: SendWindow | None = None
-    exit: Exit = Exit()
     max_lateness: MaxLateness | None = None
+    time_zone: str | None = None
+    blackouts: list[date | Days] = []
+    exit: Exit = Exit()
     steps: list[StepEntry]
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Self:
+        if self.send_window is not None and self.time_zone not in (None, self.send_window.time_zone):
+            raise _wrong("time_zone and that of send_window differ", "leave time_zone out")
+        return self
 
     def sequence(self) -> Sequence:
         """The sequence that is meant."""
@@ -158,11 +208,12 @@ class SequenceEntry(_Model):
                     trigger=step.trigger,
                     message_text=step.text,
                     next_trigger=step.next if "next" in step.model_fields_set else following[position],
-                    delay_h=step.delay_hours,
+                    delay_h=step.delay_hours if step.delay is None else step.delay,
                     day_number=step.day,
                     is_entry=bool(step.entry) if entry_is_marked else position == 0,
                     media_url=step.media_url,
                     template=None if step.template is None else step.template.template(),
+                    at=step.at,
                 )
                 for position, step in enumerate(self.steps)
             ),
@@ -175,7 +226,18 @@ class SequenceEntry(_Model):
             send_window=None if self.send_window is None else self.send_window.window(),
             max_lateness_h=None if limit is None else limit.hours,
             when_late=None if limit is None else limit.when_late,
+            time_zone=self.time_zone if self.send_window is None else None,
+            blackouts=tuple(sorted({_blackout(each) for each in self.blackouts})),
+            goal=None if self.exit.goal is None else Goal(self.exit.goal.trigger, self.exit.goal.if_),
         )
+
+
+def _blackout(days: date | Days) -> Blackout:
+    return Blackout(days.from_, days.until) if isinstance(days, Days) else Blackout(days, days)
+
+
+def _wrong(problem: str, advice: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{problem}", {"problem": problem, "advice": advice})
 
 
 class SequenceFile(_Model):

@@ -6,9 +6,12 @@ import difflib
 import json
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields
+from datetime import time
 
 import asyncpg
 
+from dispatcher.core.delays import parts_of
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Sequence, Step
 from dispatcher.errors import GraphError, InputError, RefusedError
 from dispatcher.intake.sequence_file import ONE_TRIGGER, verify
@@ -135,7 +138,8 @@ async def standing(connection: asyncpg.Connection, work: Work, triggers: list[st
 
 async def _write(connection: asyncpg.Connection, work: Work) -> None:
     sql, wanted, stored = statements("intake"), work.wanted, work.stored
-    window = wanted.send_window
+    window, goal = wanted.send_window, wanted.goal or Goal()
+    clock = (None, None, None, wanted.time_zone)
     row = (
         wanted.name,
         wanted.trigger_prefix,
@@ -145,9 +149,11 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
         wanted.sender_policy,
         wanted.requires_opt_in,
         wanted.exit_on_reply,
-        *((None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)),
         wanted.max_lateness_h,
         wanted.when_late,
+        *(clock if window is None else (window.opens, window.closes, window.days, window.time_zone)),
+        goal.trigger,
+        goal.condition,
     )
     if stored is None:
         id_ = await connection.fetchval(sql["insert_sequence"], *row)
@@ -155,6 +161,10 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
         id_ = stored.id
         if work.own:
             await connection.execute(sql["update_sequence"], id_, *row)
+    if wanted.blackouts != (() if stored is None else stored.blackouts):
+        days = [each.first for each in wanted.blackouts], [each.last for each in wanted.blackouts]
+        await connection.execute(sql["forget_blackouts"], id_)
+        await connection.execute(sql["write_blackouts"], id_, *days)
     steps = [step for step in wanted.steps if work.there.get(step.trigger) != step]
     if steps:
         await connection.execute(
@@ -163,10 +173,11 @@ async def _write(connection: asyncpg.Connection, work: Work) -> None:
             [step.trigger for step in steps],
             [step.message_text for step in steps],
             [step.next_trigger for step in steps],
-            [step.delay_h for step in steps],
+            *zip(*[parts_of(step.delay_h) for step in steps], strict=True),
             [step.day_number for step in steps],
             [step.is_entry for step in steps],
             [step.media_url for step in steps],
+            [step.at for step in steps],
             [step.template and step.template.name for step in steps],
             [step.template and step.template.language for step in steps],
             [json.dumps(step.template.parameters if step.template else ()) for step in steps],
@@ -189,10 +200,14 @@ def _note(told: Changes, what: str, was: Sequence | Step | None, differing: dict
     if was is None:
         told.created.append(what)
     elif differing:
-        details = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differing.items())
+        details = ", ".join(f"{name}: {_shown(old)} -> {_shown(new)}" for name, (old, new) in differing.items())
         told.updated.append(f"{what} ({details})")
     else:
         told.unchanged.append(what)
+
+
+def _shown(value: object) -> str:
+    return f"{value:%H:%M}" if isinstance(value, time) else repr(value)
 
 
 def differences(

@@ -27,6 +27,8 @@ async def find_unmatched(connection: asyncpg.Connection) -> list[Unmatched]:
     for row in await connection.fetch(statements("intake")["tagged"]):
         token = row["token"]
         closed = why_closed(catalogue, token)
+        if closed is not None and _ended_by(catalogue, token) and token not in catalogue.step:
+            continue
         if closed is not None:
             found.append(Unmatched(token, row["leads"], closed))
             continue
@@ -39,13 +41,19 @@ async def find_unmatched(connection: asyncpg.Connection) -> list[Unmatched]:
     return sorted(found, key=lambda unmatched: (-unmatched.leads, unmatched.trigger))
 
 
+def _ended_by(catalogue: Catalogue, token: str) -> list[str]:
+    """Names of the sequences that have ``token`` for a goal."""
+    return [catalogue.sequences[id_].name for id_, goal in catalogue.goals.items() if goal.trigger == token]
+
+
 def why_closed(catalogue: Catalogue, token: str) -> str | None:
     """Why nobody is enrolled by ``token``; None when it opens a sequence."""
     if token in catalogue.entries:
         return None
     sequence = catalogue.sequence_of.get(token)
     if sequence is None:
-        return "unknown: no step has this trigger"
+        ended = ", ".join(repr(name) for name in _ended_by(catalogue, token))
+        return f"the goal that ends {ended}" if ended else "unknown: no step has this trigger"
     assert sequence.id is not None, "a catalogue holds stored sequences"
     if not catalogue.step[token].is_entry:
         return f"a step of sequence {sequence.name!r}, but no entry"

@@ -25,7 +25,7 @@ from dispatcher.store.connect import LOCK_TIMEOUT_S
 from dispatcher.store.erasure import sweep
 from dispatcher.store.registry import read_catalogue, read_fleet, read_groups, read_versions
 from dispatcher.store.seats import PostgresSeat
-from dispatcher.store.session import Session
+from dispatcher.store.session import Connection, Session
 from dispatcher.store.statements import statements
 
 _QUICK_LOCK_S: Final = 0.2
@@ -136,10 +136,10 @@ class PostgresCoordinatorStore:
             if taken["exits"]:
                 stopped += await connection.fetchval(statements("enrol")["end_replied"], taken["leads"], now_us)
             devices, order = _numbered(homes(taken["taken"]))
-            openings = None
-            if catalogue.windows:
+            dues = None
+            if catalogue.by_clock.any():
                 zones = await connection.fetch(statements("enrol")["time_zones"], taken["leads"])
-                openings = json.dumps(catalogue.openings([row["time_zone"] for row in zones], now_us))
+                dues = json.dumps(catalogue.entry_dues([row["time_zone"] for row in zones], now_us))
             found = await connection.fetch(
                 statements("enrol")["enrol"],
                 taken["leads"],
@@ -150,10 +150,11 @@ class PostgresCoordinatorStore:
                 epoch,
                 hour_us,
                 devices,
-                openings,
+                dues,
             )
             if found[-1]["held"] != 1:
                 raise FencedError("coordinator", epoch)
+            stopped = taken["stopped"] + await _leave_at_goals(connection, catalogue, taken["leads"], now_us)
         home = {row["home_device_id"]: row["enrolled"] for row in found if row["enrolled"]}
         return Enrolled(taken["taken"], stopped, home)
 
@@ -326,6 +327,21 @@ class PostgresCoordinatorStore:
     async def rehome(self, enrolment: Int64s, device_id: list[UUID]) -> int:
         """Give waiting enrolments another home device."""
         return await self._session.changed("rehome", enrolment.tolist(), device_id)
+
+
+async def _leave_at_goals(connection: Connection, catalogue: Catalogue, leads: str, now_us: int) -> int:
+    """End what some leads have reached the goal of; returns how many enrolments."""
+    if not catalogue.goals:
+        return 0
+    rows = await connection.fetch(statements("enrol")["towards_goals"], leads, list(catalogue.goals))
+    reached: list[int] = []
+    for id_, goal in catalogue.goals.items():
+        mine = [row for row in rows if row["sequence_id"] == id_]
+        columns = ([row[name] for row in mine] for name in ("trigger", "phone", "name", "attributes"))
+        reached += [row["id"] for row, there in zip(mine, goal.reached(*columns), strict=True) if there]
+    if not reached:
+        return 0
+    return int((await connection.execute(statements("enrol")["leave_at_goals"], reached, now_us)).rsplit(" ", 1)[1])
 
 
 def _numbered(plan: list[UUID]) -> tuple[list[UUID], str]:

@@ -162,8 +162,8 @@ def _ends(
     count = len(attempts)
     slot_us = np.array([row["slot_us"] for row in attempts], np.int64)
     at_us = np.array([_accepted_us(row, told.get(row["enrolment"])) for row in attempts], np.int64)
-    next_trigger, delay_h = catalogue.advance(catalogue.indices([row["step"] for row in attempts]))
-    next_due_us = at_us + np.rint(delay_h * hour_us).astype(np.int64)
+    step, zone = catalogue.indices([row["step"] for row in attempts]), [row["time_zone"] for row in attempts]
+    next_trigger, next_due_us = catalogue.advance(step, at_us, zone, hour_us)
     nothing: list[str | None] = [None] * count
     enrolment = [row["enrolment"] for row in attempts]
     return Ends(

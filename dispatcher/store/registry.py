@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import asyncpg
 import numpy as np
 
+from dispatcher.core.delays import hours_of
 from dispatcher.core.fleet import Fleet, Terms, is_left
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Catalogue, Sequence, Step, Template
 from dispatcher.core.group_log import Group
-from dispatcher.core.windows import DAYS, Window
+from dispatcher.core.windows import DAYS, Blackout, Window
 from dispatcher.ports import Versions
 from dispatcher.store.session import Session
 from dispatcher.store.statements import statements
+
+_Blackouts = defaultdict[int | None, tuple[Blackout, ...]]
 
 
 async def read_versions(session: Session) -> Versions:
@@ -24,31 +29,51 @@ async def read_versions(session: Session) -> Versions:
 
 async def read_catalogue(session: Session) -> Catalogue:
     """All sequences with their steps."""
-    return Catalogue.of(_sequences(await session.rows("sequences"), await session.rows("steps")))
+    shut = _blackouts(await session.rows("blackouts"))
+    return Catalogue.of(_sequences(await session.rows("sequences"), await session.rows("steps"), shut), shut[None])
+
+
+async def read_whole_catalogue(connection: asyncpg.Connection) -> Catalogue:
+    """The same, for a person's command."""
+    shut = _blackouts(await connection.fetch(statements("catalogue")["blackouts"]))
+    return Catalogue.of(await _read_sequences(connection, shut), shut[None])
 
 
 async def read_sequences(connection: asyncpg.Connection) -> list[Sequence]:
     """All stored sequences with their steps, for a person's command."""
+    return await _read_sequences(connection, _blackouts(await connection.fetch(statements("catalogue")["blackouts"])))
+
+
+async def _read_sequences(connection: asyncpg.Connection, shut: _Blackouts) -> list[Sequence]:
     sql = statements("catalogue")
-    return _sequences(await connection.fetch(sql["sequences"]), await connection.fetch(sql["steps"]))
+    return _sequences(await connection.fetch(sql["sequences"]), await connection.fetch(sql["steps"]), shut)
 
 
-def _sequences(rows: list[asyncpg.Record], step_rows: list[asyncpg.Record]) -> list[Sequence]:
+def _blackouts(rows: list[asyncpg.Record]) -> _Blackouts:
+    """By sequence id; None: those of all sequences."""
+    found: _Blackouts = defaultdict(tuple)
+    for row in rows:
+        found[row["sequence_id"]] += (Blackout(row["first_day"], row["last_day"]),)
+    return found
+
+
+def _sequences(rows: list[asyncpg.Record], step_rows: list[asyncpg.Record], shut: _Blackouts) -> list[Sequence]:
     steps: dict[int, list[Step]] = {}
     for row in step_rows:
         step = Step(
             trigger=row["trigger"],
             message_text=row["message_text"],
             next_trigger=row["next_trigger"],
-            delay_h=row["trigger_delay_hours"],
+            delay_h=hours_of(row["trigger_delay_hours"], row["trigger_delay_minutes"]),
             day_number=row["day_number"],
             is_entry=row["is_entry_point"],
             media_url=row["media_url"],
             template=_template(row),
             paused=row["paused_cause"],
+            at=row["send_at"],
         )
         steps.setdefault(row["sequence_id"], []).append(step)
-    return [_sequence(dict(row), tuple(steps.get(row["id"], ()))) for row in rows]
+    return [_sequence(dict(row), tuple(steps.get(row["id"], ())), shut[row["id"]]) for row in rows]
 
 
 def _template(row: asyncpg.Record) -> Template | None:
@@ -57,12 +82,14 @@ def _template(row: asyncpg.Record) -> Template | None:
     return Template(row["template_name"], row["template_language"], tuple(row["template_parameters"]))
 
 
-def _sequence(row: dict[str, Any], steps: tuple[Step, ...]) -> Sequence:
+def _sequence(row: dict[str, Any], steps: tuple[Step, ...], blackouts: tuple[Blackout, ...]) -> Sequence:
     opens, closes, days, zone = (row.pop(f"send_{column}") for column in ("from", "until", "days", "time_zone"))
+    goal = Goal(row.pop("goal_trigger"), row.pop("goal_if"))
+    row |= {"steps": steps, "blackouts": blackouts, "goal": None if goal == Goal() else goal}
     if opens is None:
-        return Sequence(**row, steps=steps)
+        return Sequence(**row, time_zone=zone)
     window = Window(opens, closes, zone, tuple(day for day in DAYS if days is None or day in days))
-    return Sequence(**row, steps=steps, send_window=window)
+    return Sequence(**row, send_window=window)
 
 
 async def read_fleet(session: Session, shard: int | None = None) -> Fleet:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.graph import Catalogue, Openings
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.ports import Versions
@@ -126,7 +126,7 @@ class PostgresShardStore:
         """Let all devices of the accounts behind these ones rest; how many that told something new."""
         return await self._session.changed("rest_accounts", device.tolist(), until_us.tolist())
 
-    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+    async def postpone(self, openings: Mapping[int, Openings], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
         return await self._session.changed("postpone", self.shard, now_us, json.dumps(openings), rows)
 

@@ -11,7 +11,7 @@ from dispatcher.core.graph import Catalogue
 from dispatcher.intake.sequences import apply
 from dispatcher.store.connect import connect
 from dispatcher.store.migrate import migrate
-from dispatcher.store.registry import read_sequences
+from dispatcher.store.registry import read_whole_catalogue
 from dispatcher.store.stamp import stamp
 from simulate.chaos.plan import SETTINGS, ChaosPlan
 from simulate.population import DeviceGroup, create_devices, create_leads, niche
@@ -90,7 +90,7 @@ async def bring_leads(plan: ChaosPlan, url: str) -> Progress:
     try:
         await create_leads(connection, plan.leads, plan.entries, plan.seed, tagged=False)
         await _tag(connection, plan.entries)
-        catalogue = Catalogue.of(await read_sequences(connection))
+        catalogue = await read_whole_catalogue(connection)
         carried = {row["token"]: row["count"] for row in await connection.fetch(_EXPECTED)}
     finally:
         await connection.close()

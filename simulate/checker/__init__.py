@@ -7,13 +7,14 @@ delivery    rules 1 and 2: nothing lost, nothing twice, nothing altered
 limits      rules 3 and 4: quotas, opt-outs, replies, pauses
 windows     rule 4: send windows
 lateness    rules 1 and 4: what was skipped as too late
+clocks      rule 4: times of day
 progress    rules 1 and 4 to 7: early, out of order, how enrolments end
 findings    breaches in words
 """
 
 from __future__ import annotations
 
-from simulate.checker import delivery, lateness, limits, progress, windows
+from simulate.checker import clocks, delivery, lateness, limits, progress, windows
 from simulate.checker.breaches import Breach, Violations
 from simulate.checker.findings import lines
 from simulate.checker.matched import Matched
@@ -35,5 +36,5 @@ def findings(receipts: Receipts, evidence: Evidence, limit: int = 20) -> list[st
 
 
 def _breaches(matched: Matched) -> list[Breach]:
-    rules = (delivery, limits, windows, lateness, progress)
+    rules = (delivery, limits, windows, lateness, clocks, progress)
     return [breach for rule in rules for breach in rule.judge(matched)]

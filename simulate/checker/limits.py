@@ -132,7 +132,7 @@ def _unwanted(matched: Matched) -> list[Breach]:
         Breach(
             4, "after_opt_out", "while the lead was paused", "receipts", np.flatnonzero(_while_lead_paused(matched))
         ),
-        Breach(4, "after_opt_out", "after the trigger was taken off", "receipts", _without_trigger(matched)),
+        Breach(4, "after_opt_out", "after the trigger was taken off", "receipts", _without_cause(matched)),
         Breach(4, "after_exit", "after a reply had ended the enrolment", "receipts", _after_reply(matched)),
     ]
 
@@ -211,9 +211,11 @@ def _of_each(matched: Matched, owner: NDArray[Any], paused: Mapping[Any, Sequenc
     return found
 
 
-def _without_trigger(matched: Matched) -> Indices:
+def _without_cause(matched: Matched) -> Indices:
+    """What left after its trigger was taken off, or its goal reached."""
     untriggered, enrolments = matched.evidence.untriggered, matched.evidence.enrolments
-    if not untriggered or not len(enrolments):
+    reached = matched.evidence.reached
+    if not (untriggered or reached) or not len(enrolments):
         return np.zeros(0, np.intp)
     rows = np.flatnonzero(matched.known)
     rows = rows[matched.place[matched.visit[rows]] >= 0]
@@ -224,4 +226,11 @@ def _without_trigger(matched: Matched) -> Indices:
         code = matched.paths.index.get(trigger, -1) + 1
         theirs = np.flatnonzero((enrolment["lead"] == lead) & (enrolment["entry"] == code))
         found[theirs] |= _within(spans, first_us[theirs], last_us[theirs])
+    owner = np.array([matched.paths.sequence.get(trigger, 0) for _, trigger in matched.receipts.steps] or [0])
+    sequence = owner[matched.receipts.rows["step"][rows]]
+    enrolled_us = matched.enrolment_us("enrolled")[matched.place[matched.visit[rows]]]
+    for (lead, id_), moments_us in reached.items():
+        theirs = np.flatnonzero((enrolment["lead"] == lead) & (sequence == id_))
+        for seen_us in moments_us:
+            found[theirs] |= (enrolled_us[theirs] <= seen_us) & (first_us[theirs] >= seen_us)
     return rows[found]

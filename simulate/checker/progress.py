@@ -17,7 +17,7 @@ _NEVER_US: Final = 2**62
 
 def judge(matched: Matched) -> list[Breach]:
     """What came early or out of order, and enrolments that did not end well."""
-    before = _predecessors(matched)
+    before = predecessors(matched)
     return [
         *_early(matched, before),
         *_out_of_order(matched, before),
@@ -28,7 +28,7 @@ def judge(matched: Matched) -> list[Breach]:
     ]
 
 
-def _predecessors(matched: Matched) -> Int64s:
+def predecessors(matched: Matched) -> Int64s:
     """Per visit: the receipt of the visit before it in its enrolment, the first that was accepted; -1 without one."""
     first, count = matched.first_accepted[: len(matched)], len(matched)
     latest = np.maximum.accumulate(np.where(first >= 0, np.arange(count), -1)) if count else np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""Rule 4: nothing arrives outside the send window of its sequence, by the clock on its lead's wall.
+"""Rule 4: nothing arrives outside the send window of its sequence or on a blackout, by the clock on its lead's wall.
 
 The clock is read moment by moment, by none of the arithmetic that the engine's due times come from.
 """
@@ -50,6 +50,8 @@ def _zones(evidence: Evidence, phone: str, arrived_us: int) -> list[str | None]:
 def _is_open(window: Window, time_zone: str | None, moment_us: int) -> bool:
     """Whether the clock shows a time inside; after midnight, in a window that passes it, the day is yesterday."""
     local = to_datetime(moment_us).astimezone(ZoneInfo(window.zone_of(time_zone)))
+    if any(blackout.first <= local.date() <= blackout.last for blackout in window.blackouts):
+        return False
     clock, weekday = local.time(), local.weekday()
     if window.opens < window.closes:
         return window.opens <= clock < window.closes and DAYS[weekday] in window.days

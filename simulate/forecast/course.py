@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.backoff import delays_s, uniform
-from dispatcher.core.batches import Indices, Int8s, Int64s
+from dispatcher.core.batches import Coded, Indices, Int8s, Int64s
 from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
 from dispatcher.core.outcomes import CONSEQUENCES, Outcome
 from dispatcher.core.routing import plan_homes
@@ -69,7 +69,7 @@ class Course:
         self._shared = world.shared
         self._lines = None if self._shared is None else Lines(self._shared)
         self._groups = self._grouped()
-        self._width_us = int(min([*self.steps.delay_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
+        self._width_us = int(min([*self.steps.least_us[self.steps.following >= 0].tolist(), 24 * hour_us]))
         if any(any(shares) for shares in (world.behaviour.shares, *(p.shares for p in world.behaviour.periods))):
             self._width_us = min(self._width_us, hour_us)  # what fails comes back soon
         # A reply ends what else its lead is in, also what is due already and has no slot yet.
@@ -103,6 +103,9 @@ class Course:
         ends_us = self.state.ends_us(waiting)
         gone = ends_us <= now_us
         self._end(waiting[gone], STOPPED, ends_us[gone])
+
+    def _zone(self, who: Indices) -> Coded[str | None]:
+        return Coded(self.world.zones, self.world.leads.zone[self.state.lead[who]])
 
     def _grouped(self) -> list[_Group]:
         turns, rows = self.turns, len(self.world.fleet)
@@ -151,7 +154,11 @@ class Course:
                 return
             last = leads[begin + len(some)] if begin + len(some) < len(leads) else len(new)
             counts = np.diff(some, append=last)
-            state.home[new[some[0] : last]] = np.repeat(homes, counts)
+            begun = new[some[0] : last]
+            state.home[begun] = np.repeat(homes, counts)
+            state.due_us[begun] = self.world.catalogue.first_due(
+                state.step[begun].astype(np.intp), self._zone(begun), state.due_us[begun]
+            )
             load += np.bincount(np.repeat(homes, counts), minlength=len(load))
 
     def _segment(self, from_us: int, to_us: int) -> None:
@@ -283,8 +290,11 @@ class Course:
         on = following >= 0
         self._end(who[~on], DONE, slot_us[~on])
         some = who[on]
+        hour_us = self.world.settings.hours_us(1)
+        _, state.due_us[some] = self.world.catalogue.advance(
+            step[on].astype(np.intp), slot_us[on], self._zone(some), hour_us
+        )
         state.step[some] = following[on]
-        state.due_us[some] = slot_us[on] + self.steps.delay_us[step[on]]
         state.attempt[some], state.retries[some], state.asked[some] = 1, 0, False
 
     def _end(self, who: Indices, how: int, at_us: Int64s) -> None:

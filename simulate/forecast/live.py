@@ -11,11 +11,10 @@ import numpy as np
 from dispatcher.config import Settings
 from dispatcher.core.batches import Coded, Int32s
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.moments import SECOND_US, from_datetime, span_us
 from dispatcher.core.quota import HOURS_PER_DAY
 from dispatcher.store.columns import int32s, int64s, moments
-from dispatcher.store.registry import groups_of, read_devices, read_sequences
+from dispatcher.store.registry import groups_of, read_devices, read_whole_catalogue
 from dispatcher.store.statements import statements
 from simulate.forecast.world import Enrolments, Leads, Past, World
 
@@ -36,7 +35,7 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
     stamp = (await connection.fetch(statements("status")["stamp"]))[0]
     settings = settings.model_copy(update={"hour_s": stamp["hour_s"]})
     now_us = from_datetime(stamp["now"])
-    catalogue = Catalogue.of(await read_sequences(connection))
+    catalogue = await read_whole_catalogue(connection)
     fleet = await read_devices(connection)
     found = [
         *await connection.fetch(sql["waiting"], catalogue.triggers),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dispatcher.core.batches import Int64s
+from dispatcher.core.batches import Coded, Int64s
 from dispatcher.core.moments import NEVER_US, span_us
 from dispatcher.core.windows import next_shut
 from simulate.forecast.state import State
@@ -21,7 +21,7 @@ class Openings:
     """
 
     def __init__(self, world: World, steps: Steps, state: State) -> None:
-        self._windows, self._zones = world.catalogue.windows, world.zones
+        self._catalogue, self._windows, self._zones = world.catalogue, world.catalogue.windows, world.zones
         self._steps, self._state, self._zone = steps, state, world.leads.zone
         self._span_us = span_us(world.settings.deadline_s)
         shape = (len(self._windows), len(self._zones))
@@ -47,4 +47,7 @@ class Openings:
         who, window = who[window >= 0], window[window >= 0]
         opens_us: Int64s = self._opens_us[window, self._zone[state.lead[who]]]
         shut = (opens_us > now_us) & (state.due_us[who] < opens_us)
-        state.due_us[who[shut]] = opens_us[shut]
+        zone = Coded(self._zones, self._zone[state.lead[who[shut]]])
+        state.due_us[who[shut]] = self._catalogue.next_open(
+            state.step[who[shut]].astype(np.intp), zone, np.maximum(state.due_us[who[shut]], now_us), self._span_us
+        )

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Coded, Int64s
 from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
 from dispatcher.core.quota import HOURS_PER_DAY
-from dispatcher.core.windows import next_open_of
 from simulate.forecast.course import Course
 from simulate.forecast.tally import REASONS, Tally
 from simulate.forecast.world import DONE, FAILED, STOPPED, WAITING, World
@@ -238,7 +237,7 @@ def _wave(
 
 def _demand(world: World) -> tuple[Int64s, int | None]:
     """Messages by day if nothing ever waited, and when the last one would leave."""
-    steps, first, windows = world.steps, world.enrolments, world.catalogue.windows
+    steps, first, catalogue = world.steps, world.enrolments, world.catalogue
     span = span_us(world.settings.deadline_s)
     day_us = world.settings.hours_us(HOURS_PER_DAY)
     demand, end_us = np.zeros(0, np.int64), None
@@ -246,12 +245,15 @@ def _demand(world: World) -> tuple[Int64s, int | None]:
         who = first.step == step
         due_us = np.maximum(first.due_us[who], world.start_us)
         zone = Coded(world.zones, world.leads.zone[first.lead[who]])
+        new = np.flatnonzero(first.home[who] < 0)
+        due_us[new] = catalogue.first_due(np.full(len(new), step), zone.take(new), due_us[new])
         at = step
         while at >= 0:
-            due_us = next_open_of(windows, np.full(len(due_us), steps.window[at]), zone, due_us, span)
+            here = np.full(len(due_us), at)
+            due_us = catalogue.next_open(here, zone, due_us, span)
             counts = np.bincount((due_us - world.start_us) // day_us, minlength=len(demand))
             counts[: len(demand)] += demand
             demand, end_us = counts, max(end_us or 0, int(due_us.max()))
-            due_us = due_us + steps.delay_us[at]
+            _, due_us = catalogue.advance(here, due_us, zone, world.settings.hours_us(1))
             at = int(steps.following[at])
     return demand, end_us

@@ -33,6 +33,7 @@ _LEFT_OUT: Final = {
     "paused_leads": "leads are paused: their messages count as if they were not",
     "lateness_limits": "sequences skip or shift what is too late: it counts as sent",
     "without_step": "enrolments stand at a step that does not exist",
+    "goals": "sequences end at a goal, which nobody is taken to reach",
 }
 
 

@@ -86,12 +86,12 @@ class State:
         """When these enrolments end because their lead opts out or replies; ``NEVER_US`` where it does neither."""
         return np.minimum(self.leave_us[self.lead[who]], self.exit_us[who])
 
-    def enrol(self, lead: Indices, entry: int, home: Int32s, due_us: int) -> None:
+    def enrol(self, lead: Indices, entry: int, home: Int32s, due_us: Int64s) -> None:
         """These leads enter by that step."""
         size = len(lead)
         fresh = {
             "lead": lead, "entry": np.full(size, entry, np.int32), "step": np.full(size, entry, np.int32),
-            "home": home, "due_us": np.full(size, due_us, np.int64), "attempt": np.ones(size, np.int32),
+            "home": home, "due_us": due_us, "attempt": np.ones(size, np.int32),
             "retries": np.zeros(size, np.int32), "asked": np.zeros(size, np.bool_),
             "state": np.full(size, WAITING, np.int8), "over_us": np.full(size, NEVER_US, np.int64),
             "since_us": np.full(size, due_us, np.int64), "exit_us": np.full(size, NEVER_US, np.int64),

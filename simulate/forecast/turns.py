@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dispatcher.core.batches import Indices, Int32s, Int64s
+from dispatcher.core.batches import Coded, Indices, Int32s, Int64s
 from dispatcher.core.fleet import is_left
 from dispatcher.core.moments import NEVER_US
 from dispatcher.core.routing import plan_homes
@@ -150,7 +150,9 @@ class Turns:
         who = who[~np.isin(who, state.lead[theirs[barred]])]
         if sequence.requires_opt_in:
             who = who[self._world.leads.opted_in[who]]
-        state.enrol(who, entry, self._homes(who), now_us)
+        zone = Coded(self._world.zones, self._world.leads.zone[who])
+        due_us = catalogue.first_due(np.full(len(who), entry), zone, np.full(len(who), now_us))
+        state.enrol(who, entry, self._homes(who), due_us)
 
     def _barred(self, theirs: Indices, entry: int, reentry: str, before_us: int) -> NDArray[np.bool_]:
         """Which enrolments in a sequence keep their lead from entering it once more."""

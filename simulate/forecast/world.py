@@ -13,7 +13,7 @@ from dispatcher.config import Settings
 from dispatcher.core.backoff import text_key
 from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.graph import Catalogue, Step, least_delay_h
 from dispatcher.core.group_log import Group, shares
 from simulate.referee import Behaviour
 from simulate.timetable import Event
@@ -31,8 +31,8 @@ class Steps:
     """Place of each step's sequence in ``names``."""
     following: Indices
     """Index of the next step; -1 at the end."""
-    delay_us: Int64s
-    """Until the next one is due, from the slot on."""
+    least_us: Int64s
+    """At least so long until the next one is due, from the slot on."""
     window: Indices
     """Which of the catalogue's send windows holds; -1 for none."""
     key: Int64s
@@ -47,11 +47,15 @@ class Steps:
         """Those of a catalogue."""
         ids = sorted(catalogue.sequences)
         place = {id_: n for n, id_ in enumerate(ids)}
+
+        def after(step: Step) -> Step | None:
+            return catalogue.step.get(step.next_trigger or "")
+
         sequences = [place[catalogue.sequence_of[trigger].id or 0] for trigger in catalogue.triggers]
         return cls(
             np.array(sequences, np.int32),
             catalogue.next_index,
-            np.rint(catalogue.delay_h * hour_us).astype(np.int64),
+            np.array([round(least_delay_h(step, after(step)) * hour_us) for step in catalogue.step.values()], np.int64),
             catalogue.window[:-1],
             np.array([text_key(trigger) for trigger in catalogue.triggers], np.int64),
             catalogue.triggers,
@@ -149,7 +153,8 @@ class World:
     def left_out(self) -> dict[str, int]:
         """All that the forecast leaves out: how many, by what."""
         limits = sum(sequence.max_lateness_h is not None for sequence in self.catalogue.sequences.values())
-        return {**self.notes, **({"lateness_limits": limits} if limits else {})}
+        known = {"lateness_limits": limits, "goals": len(self.catalogue.goals)}
+        return {**self.notes, **{name: count for name, count in known.items() if count}}
 
     @property
     def steps(self) -> Steps:

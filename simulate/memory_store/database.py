@@ -13,10 +13,12 @@ import numpy as np
 from dispatcher.core.fleet import Fleet, Terms, is_left
 from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.core.triggers import parse
+from dispatcher.core.windows import Blackout
 from dispatcher.ports import Versions
 from simulate.memory_store.epochs import shard_seat
 from simulate.memory_store.ledger import DAY_US, Ledger
 from simulate.memory_store.rows import (
+    ALIKE,
     BreachError,
     Change,
     Device,
@@ -73,6 +75,8 @@ class MemoryDatabase:
         """Numbers of leads that had opted out when they were deleted; PostgreSQL keeps their digests."""
         self.queue: list[Change] = []
         self.replies: list[Reply] = []
+        self.blackouts: tuple[Blackout, ...] = ()
+        """``blackouts`` of every sequence; those of one are in its row."""
         self.enrolments: dict[int, Enrolment] = {}
         """By id, ascending."""
         self.ledger = Ledger()
@@ -191,8 +195,12 @@ class MemoryDatabase:
         return self._last_sequence
 
     def set_sequence(self, sequence: int, **columns: Any) -> None:
-        """Change columns of a sequence."""
-        self._put(replace(self.sequences[sequence], **columns))
+        """Change columns of a sequence. Whoever is under way is held against a new goal."""
+        row = replace(was := self.sequences[sequence], **columns)
+        self._put(row)
+        if row.goal != was.goal:
+            leads = [lead for lead, of in self._live if of == sequence]
+            self.queue += [Change(tuple(leads[at : at + ALIKE])) for at in range(0, len(leads), ALIKE)]
 
     def set_active(self, sequence: int, is_active: bool) -> None:
         """Switch a sequence on or off."""
@@ -235,6 +243,11 @@ class MemoryDatabase:
         del self.sequences[sequence]
         self._sequences_changed()
 
+    def set_blackouts(self, *blackouts: Blackout) -> None:
+        """Shut these days, and no others, for every sequence."""
+        self.blackouts = blackouts
+        self._sequences_changed()
+
     def _with_step(self, trigger: str) -> Sequence:
         return next(row for row in self.sequences.values() if any(step.trigger == trigger for step in row.steps))
 
@@ -271,13 +284,19 @@ class MemoryDatabase:
     def set_lead(self, lead: int, **columns: Any) -> None:
         """Change columns of a lead; triggers and consents are queued for the enroller."""
         row = self.leads[lead]
-        was = (row.trigger, row.opted_in_us is None, row.opted_out_us is None)
+        was = self._noted(row)
         for column, value in columns.items():
             setattr(row, column, value)
-        now = (row.trigger, row.opted_in_us is None, row.opted_out_us is None)
+        now = self._noted(row)
         if was != now:
             texts = (None, None) if _all_stayed(was[0], row.trigger) else (was[0], row.trigger)
             self.queue.append(Change((lead,), *texts, opted_out=was[2] and not now[2]))
+
+    def _noted(self, row: Lead) -> tuple[str | None, bool, bool, object]:
+        """What of a lead counts as a change."""
+        asked = any(each.goal is not None and each.goal.condition is not None for each in self.sequences.values())
+        read = (row.name, dict(row.attributes)) if asked else None
+        return row.trigger, row.opted_in_us is None, row.opted_out_us is None, read
 
     def set_trigger(self, lead: int, trigger: str | None) -> None:
         """Write another trigger list."""
@@ -352,7 +371,8 @@ class MemoryDatabase:
             return step.day_number is None, step.day_number or 0
 
         rows = self.sequences.values()
-        return Catalogue.of([replace(row, steps=tuple(sorted(row.steps, key=by_day))) for row in rows])
+        sequences = [replace(row, steps=tuple(sorted(row.steps, key=by_day))) for row in rows]
+        return Catalogue.of(sequences, self.blackouts)
 
     def active_sequences(self) -> frozenset[int]:
         """Sequences that are not switched off."""

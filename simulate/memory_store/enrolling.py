@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import Counter
 from itertools import accumulate
@@ -9,14 +10,12 @@ from typing import NamedTuple
 from uuid import UUID
 
 from dispatcher.core import triggers
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Catalogue, Sequence
 from dispatcher.ports import Enrolled, Homes, Search
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.replying import end_replied
-from simulate.memory_store.rows import Change, Enrolment, Lead
-
-_ALIKE = 200
-"""Leads of one change, at most."""
+from simulate.memory_store.rows import ALIKE, Change, Enrolment, Lead
 
 
 class _Gone(NamedTuple):
@@ -56,11 +55,31 @@ def enrol(
             device = plan[len(without) - 1] if len(without) <= len(plan) else None
         if not database.has_device(device):
             device = None
-        window = catalogue.sequences[candidate.sequence].send_window
-        due_us = now_us if window is None else window.first_open(candidate.lead.time_zone, now_us)
+        zone = candidate.lead.time_zone or ""
+        due_us = catalogue.entry_dues([zone], now_us).get(candidate.trigger, {}).get(zone, now_us)
         database.insert(candidate.sequence, candidate.lead, candidate.trigger, device, now_us, due_us)
         home[device] += 1
+    stopped += _leave_at_goals(database, catalogue, changed, now_us)
     return Enrolled(len(changed), stopped, dict(home))
+
+
+def _leave_at_goals(database: MemoryDatabase, catalogue: Catalogue, leads: list[int], now_us: int) -> int:
+    """End what some leads have reached the goal of; returns how many enrolments."""
+    reached = [
+        row
+        for lead in set(leads)
+        for row in database.of_lead.get(lead, ())
+        if row.live and row.stop_reason is None and row.sequence in catalogue.goals and lead in database.leads
+        if _has_reached(catalogue.goals[row.sequence], database.leads[lead])
+    ]
+    for row in reached:
+        _mark(database, row, "goal reached", now_us)
+        row.trigger_kept = True
+    return len(reached)
+
+
+def _has_reached(goal: Goal, lead: Lead) -> bool:
+    return goal.reached([lead.trigger], [lead.phone], [lead.name], [json.dumps(lead.attributes)])[0]
 
 
 def _take(database: MemoryDatabase, rows: int) -> list[Change]:
@@ -107,12 +126,15 @@ def _gone(database: MemoryDatabase, taken: list[Change]) -> dict[int, _Gone]:
 
 
 def _stop(database: MemoryDatabase, row: Enrolment, gone: _Gone, now_us: int) -> None:
-    row.stop_reason = "opted out" if gone.opted_out else "trigger removed"
-    row.finished_us = None
+    _mark(database, row, "opted out" if gone.opted_out else "trigger removed", now_us)
+    row.trigger_kept = row.entry not in gone.tokens
+
+
+def _mark(database: MemoryDatabase, row: Enrolment, reason: str, now_us: int) -> None:
+    """An enrolment stops, at once or once the attempt under way has ended."""
+    row.stop_reason, row.finished_us, row.held = reason, None, False
     if row.waiting:
         row.status, row.finished_us = "stopped", now_us
-    row.trigger_kept = row.entry not in gone.tokens
-    row.held = False
     database.place(row)
 
 
@@ -178,7 +200,7 @@ def search_entries(database: MemoryDatabase, rows: int) -> Search | None:
     stretch = [lead for id_, lead in database.leads.items() if id_ > entry.scanned_to][:rows]
     found = [lead for lead in stretch if entry.trigger in triggers.parse(lead.trigger)]
     ids = [lead.id for lead in found]
-    database.queue += [Change(tuple(ids[at : at + _ALIKE])) for at in range(0, len(ids), _ALIKE)]
+    database.queue += [Change(tuple(ids[at : at + ALIKE])) for at in range(0, len(ids), ALIKE)]
     entry.scanned_to = stretch[-1].id if stretch else entry.scanned_to
     entry.scan_done = len(stretch) < rows
     return Search(entry.trigger, len(found), entry.scan_done)

@@ -21,7 +21,7 @@ from simulate.evidence import (
     UNLIMITED,
     Evidence,
     Skip,
-    has_windows,
+    go_by_clocks,
     known_triggers,
 )
 from simulate.memory_store.database import MemoryDatabase
@@ -56,7 +56,7 @@ def evidence(database: MemoryDatabase, outcomes: tuple[str, ...], earlier: tuple
         ),
         opted_out={lead.phone: lead.opted_out_us for lead in database.leads.values() if lead.opted_out_us is not None},
         replied=_replied(database),
-        time_zones=_time_zones(database) if has_windows(catalogue, *earlier) else {},
+        time_zones=_time_zones(database) if go_by_clocks(catalogue, *earlier) else {},
         missed=sum(_missed(database, lead) for lead in database.leads.values()),
         devices={device.number: (str(device.id), device.name) for device in database.devices.values()},
         hour_s=database.hour_s,

@@ -12,6 +12,10 @@ LIVE: Final = ("active", "in_doubt")
 """The statuses of which a lead has one row a sequence at most."""
 
 
+ALIKE: Final = 200
+"""Leads of one change, at most."""
+
+
 class BreachError(RuntimeError):
     """A rule of the schema was about to be broken: a bug of whoever wrote.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.breaker import Turned
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.graph import Catalogue, Openings
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.core.moments import SECOND_US
@@ -159,15 +159,17 @@ class MemoryShardStore:
         database.devices_changed()
         return changed
 
-    async def postpone(self, openings: Mapping[int, Mapping[str, int]], now_us: int, rows: int) -> int:
+    async def postpone(self, openings: Mapping[int, Openings], now_us: int, rows: int) -> int:
         """Move up to ``rows`` waiting enrolments that are due to where the send windows of their leads open."""
         leads, found = self._database.leads, []
         for device in self._devices():
             for row in self._database.active_at.get(device.id, {}).values():
                 if row.due_us is None or row.due_us > now_us or not row.waiting or row.held or row.stop_reason:
                     continue
-                zone = leads[row.lead].time_zone or "" if row.lead in leads else None
-                opens_us = None if zone is None else openings.get(row.sequence, {}).get(zone)
+                if row.lead not in leads:
+                    continue
+                zone, of = leads[row.lead].time_zone or "", openings.get(row.sequence, {})
+                opens_us = of.get(row.step, {}).get(zone, of.get("", {}).get(zone))
                 if opens_us is not None:
                     found.append((row, opens_us))
         for row, opens_us in found[:rows]:

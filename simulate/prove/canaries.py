@@ -312,9 +312,9 @@ def _advance_before(patches: ExitStack) -> None:
 def _delay_before(patches: ExitStack) -> None:
     real = Catalogue.advance
 
-    def advance(self: Catalogue, step_index: Any) -> Any:
-        following, _ = real(self, step_index)
-        return following, self.delay_h[self.next_index[step_index]]
+    def advance(self: Catalogue, step_index: Any, accepted_us: Any, time_zone: Any, hour_us: int) -> Any:
+        following, _ = real(self, step_index, accepted_us, time_zone, hour_us)
+        return following, accepted_us + np.rint(self.delay_h[self.next_index[step_index]] * hour_us).astype(np.int64)
 
     _put(patches, Catalogue, "advance", advance)
 
@@ -372,6 +372,11 @@ def _trigger_unread(patches: ExitStack) -> None:
 def _reply_unread(patches: ExitStack) -> None:
     _overlook(patches, "replied")
     _put(patches, enrolling, "end_replied", lambda database, leads, now_us: 0)
+
+
+@_canary("goal not seen", "nothing leaves once the engine knows that its goal was reached")
+def _goal_unseen(patches: ExitStack) -> None:
+    _put(patches, enrolling, "_leave_at_goals", lambda *_: 0)
 
 
 def _overlook(patches: ExitStack, reason: str) -> None:

@@ -37,6 +37,8 @@ class Leads:
         """By phone, since when which one holds."""
         self.untriggered: dict[tuple[int, str], list[tuple[int, int]]] = {}
         """By lead and trigger: since when the engine has seen that it was taken off by hand, until it came back."""
+        self.reached: dict[tuple[int, int], list[int]] = {}
+        """By lead and sequence: when the engine had seen that its goal was reached."""
         self.retriggered: set[tuple[int, str]] = set()
         """Lead and trigger that was put on by hand after the lead had been brought in."""
         self._put: dict[int, set[str]] = {}
@@ -44,6 +46,8 @@ class Leads:
         self._removed: list[tuple[int, str]] = []
         self._unseen: dict[tuple[int, str], Change] = {}
         """What was taken off, with the queued change that tells the engine."""
+        self._unseen_goals: dict[tuple[int, int], Change] = {}
+        """Goals that were reached, likewise."""
         stage.listen("enrol", self._see)
         self.acts: dict[str, Callable[[Dice, Fault], None]] = {
             "opt-out": self._opt_out,
@@ -79,6 +83,7 @@ class Leads:
         )
         self.time_zones[plan.phone] = [(ALWAYS_US, plan.time_zone)]
         self._put[added] = set(triggers.parse(plan.trigger))
+        self._reach(added, triggers.parse(plan.trigger))
 
     def stripped(self) -> int:
         """Triggers gone from leads though nobody took them off and no enrolment by them has completed."""
@@ -182,6 +187,8 @@ class Leads:
         for token in tokens:
             self._removed.append((lead, token))
             self._unseen[lead, token] = self._database.queue[-1]
+            for pair in self._goals(lead, token):
+                self._unseen_goals.pop(pair, None)
 
     def _put_on(self, lead: int, tokens: Iterable[str]) -> None:
         self._put.setdefault(lead, set()).update(tokens)
@@ -191,6 +198,17 @@ class Leads:
             spans = self.untriggered.get(pair)
             if spans and spans[-1][1] == _FOR_GOOD_US:
                 spans[-1] = spans[-1][0], self._stage.true_us()
+        self._reach(lead, tokens)
+
+    def _reach(self, lead: int, tokens: Iterable[str]) -> None:
+        """The lead carries these triggers: what they are the goals of is to end."""
+        for pair in [pair for token in tokens for pair in self._goals(lead, token)]:
+            if self._database.queue:
+                self._unseen_goals.setdefault(pair, self._database.queue[-1])
+
+    def _goals(self, lead: int, token: str) -> list[tuple[int, int]]:
+        rows = self._database.sequences.items()
+        return [(lead, id_) for id_, row in rows if row.goal is not None and row.goal.trigger == token]
 
     def _see(self) -> None:
         """The engine has worked off changes: what is not queued any more it knows."""
@@ -198,6 +216,10 @@ class Leads:
             if change not in self._database.queue:
                 del self._unseen[pair]
                 self.untriggered.setdefault(pair, []).append((self._stage.true_us(), _FOR_GOOD_US))
+        for goal, change in list(self._unseen_goals.items()):
+            if change not in self._database.queue:
+                del self._unseen_goals[goal]
+                self.reached.setdefault(goal, []).append(self._stage.true_us())
 
     # Everything else -----------------------------------------------------------------------------------------
 

@@ -79,12 +79,13 @@ class Receipts:
     async def _write(self, row: Attempt) -> None:
         stage = self._stage
         catalogue = self._database.catalogue()
-        following, delay_h = catalogue.advance(catalogue.indices([row.step]))
         number = next((device.number for device in self._database.devices.values() if device.id == row.device), 0)
         now_us = stage.database_us()
         message_id, at_us = self._ask(row.key) or (None, now_us)
         outcome = Outcome.NOT_SENT if message_id is None else Outcome.ACCEPTED
-        delay_us = 0 if message_id is None else span_us(float(delay_h[0]) * stage.world.settings.hour_s)
+        lead, hour_us = self._database.leads.get(row.lead), stage.world.settings.hours_us(1)
+        zone = [None if lead is None else lead.time_zone]
+        following, due_us = catalogue.advance(catalogue.indices([row.step]), np.array([at_us]), zone, hour_us)
         ends = Ends(
             enrolment=np.array([row.enrolment]),
             token=np.array([_NOBODYS_TOKEN]),
@@ -102,7 +103,7 @@ class Receipts:
             message_id=[message_id],
             error=[None],
             next_trigger=following.tolist(),
-            next_due_us=np.array([at_us + delay_us]),
+            next_due_us=np.array([at_us]) if message_id is None else due_us,
             next=["waiting"],
             counted=np.array([0], np.int32),
             pinned=np.array([False]),

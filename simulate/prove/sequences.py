@@ -50,6 +50,7 @@ class Sequences:
                 send_window=plan.send_window,
                 max_lateness_h=plan.max_lateness_h,
                 when_late=None if plan.max_lateness_h is None else "skip",
+                goal=plan.goal,
             )
         for fault in faults:
             sequence = self._later(fault)

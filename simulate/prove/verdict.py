@@ -49,6 +49,7 @@ def gathered(stage: Stage, people: People, *, drained: bool) -> Evidence:
         time_zones=people.leads.time_zones,
         replied=people.leads.replied,
         untriggered=people.leads.untriggered,
+        reached=people.leads.reached,
         retriggered=frozenset(people.leads.retriggered),
         by_hand=frozenset(people.receipts.settled),
         stripped=people.leads.stripped(),

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from dispatcher.config import Settings
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Reentry, SenderPolicy, Step
 from dispatcher.core.moments import from_datetime, to_datetime
 from dispatcher.core.windows import Window
@@ -75,6 +76,7 @@ class SequencePlan:
     send_window: Window | None
     max_lateness_h: float | None
     """What is later is skipped: to shift it would take a day."""
+    goal: Goal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,9 @@ def draw(seed: int) -> World:
         sequences = tuple(
             replace(each, max_lateness_h=dice.of("late", n).between(0.3, 2)) for n, each in enumerate(sequences)
         )
+    if not saturated and dice.of("goals").chance(0.2):
+        goals = [Goal(dice.of("goal", n).pick([t for t in TOKENS if t != TOKENS[n]])) for n in range(len(sequences))]
+        sequences = tuple(replace(each, goal=goal) for each, goal in zip(sequences, goals, strict=True))
     leads = dice.whole(60, 90) if saturated else dice.whole(6, 26)
     # Where most leads share a device there is more for it to send than it can, as after an import in the field.
     own = _Own(0, 0.0) if saturated else dice.of("own").pick((_Own(len(devices), 0.2), _Own(2, 0.8)))
@@ -248,6 +253,7 @@ def _sequence(dice: Dice, number: int, texts: tuple[str, ...], saturated: bool) 
         exit_on_reply=dice.of("exit").chance(0.5),
         send_window=None,
         max_lateness_h=None,
+        goal=None,
     )
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, date, datetime, time
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from dispatcher.core.batches import Coded, Indices
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Catalogue, Sequence, Step, check, problems
+from dispatcher.core.moments import SECOND_US, from_datetime
+from dispatcher.core.windows import Blackout, Window
 from dispatcher.errors import GraphError
 
+HOUR_US = 3600 * SECOND_US
 FITNESS = Sequence(
     1,
     "30 Day Fitness",
@@ -34,6 +42,13 @@ def entry(trigger: str, next_trigger: str | None = None) -> Step:
 
 def step(trigger: str, next_trigger: str | None = None) -> Step:
     return Step(trigger, "Hi", next_trigger)
+
+
+def advance(catalogue: Catalogue, step_index: Indices) -> tuple[Coded[str | None], NDArray[np.float64]]:
+    """Next trigger, and hours until it is due."""
+    moment_us = np.zeros(len(step_index), np.int64)
+    following, due_us = catalogue.advance(step_index, moment_us, [None] * len(step_index), HOUR_US)
+    return following, due_us / HOUR_US
 
 
 def test_the_seeds_sequence_is_sound() -> None:
@@ -154,9 +169,9 @@ def test_a_batch_advances_by_index_and_a_dangling_trigger_stays_visible() -> Non
     index = catalogue.indices(at)
     assert index.tolist() == [1, 2, 3, -1, 0]
     with pytest.raises(ValueError, match="leads nowhere"):
-        catalogue.advance(index)
+        advance(catalogue, index)
     known = index[index >= 0]
-    next_trigger, delay_h = catalogue.advance(known)
+    next_trigger, delay_h = advance(catalogue, known)
     assert next_trigger.tolist() == ["fitness_day3", None, "nowhere", "fitness_day2"]
     assert delay_h.tolist() == [48.0, 24.0, 24.0, 24.0]
     assert catalogue.next_index[known].tolist() == [2, -1, -1, 1]
@@ -165,7 +180,7 @@ def test_a_batch_advances_by_index_and_a_dangling_trigger_stays_visible() -> Non
 
 def test_an_empty_catalogue_knows_nothing() -> None:
     catalogue = Catalogue.of([])
-    next_trigger, delay_h = catalogue.advance(catalogue.indices([]))
+    next_trigger, delay_h = advance(catalogue, catalogue.indices([]))
     assert (next_trigger.tolist(), delay_h.tolist(), catalogue.entries) == ([], [], {})
     assert catalogue.indices(["a"]).tolist() == [-1]
 
@@ -196,9 +211,146 @@ def test_the_columns_say_what_the_steps_say(drawn: list[Sequence]) -> None:
     ]
     catalogue = Catalogue.of(named)
     steps = [s for each in named for s in each.steps]
-    next_trigger, delay_h = catalogue.advance(np.arange(len(steps)))
+    next_trigger, delay_h = advance(catalogue, np.arange(len(steps)))
     assert catalogue.triggers == [s.trigger for s in steps]
     assert next_trigger.tolist() == [s.next_trigger for s in steps]
     assert delay_h.tolist() == [float(s.delay_h) for s in steps]
     assert catalogue.next_index.tolist() == [catalogue.index.get(s.next_trigger or "", -1) for s in steps]
     assert set(catalogue.problems) == {each.id for each in named if problems(each)}
+
+
+# Clocks and goals ---------------------------------------------------------------------------------------------------
+
+BERLIN = "Europe/Berlin"
+
+
+def timed(delay_h: float = 24, at: time = time(9), **columns: Any) -> Catalogue:
+    """A message, and a second one at nine o'clock."""
+    steps = (Step("a", "Hi", "b", delay_h, is_entry=True), Step("b", "Hi", at=at))
+    return Catalogue.of([Sequence(1, "S", True, steps, **({"time_zone": BERLIN} | columns))])
+
+
+def due(catalogue: Catalogue, accepted: str, zone: str | None = None, hour_us: int = HOUR_US) -> str:
+    """When the second message is due, by UTC's clock."""
+    accepted_us = np.array([from_datetime(datetime.fromisoformat(accepted).replace(tzinfo=UTC))])
+    _, due_us = catalogue.advance(np.array([0]), accepted_us, [zone], hour_us)
+    opened_us = catalogue.next_open(np.array([1]), [zone], due_us)
+    return f"{datetime.fromtimestamp(int(opened_us[0]) / 1e6, UTC):%d %H:%M}"
+
+
+@pytest.mark.parametrize(
+    ("delay_h", "accepted", "expected"),
+    [
+        # A day is a midnight: tomorrow at nine, whatever the time of day. Berlin is an hour ahead.
+        (24, "2026-01-05T07:00", "06 08:00"),
+        (24, "2026-01-05T09:00", "06 08:00"),
+        (24, "2026-01-05T22:59", "06 08:00"),
+        (24, "2026-01-05T23:01", "07 08:00"),
+        (48, "2026-01-05T09:00", "07 08:00"),
+        # Hours pass first: four of them, and then the next nine o'clock.
+        (4, "2026-01-05T03:59", "05 08:00"),
+        (4, "2026-01-05T04:00", "05 08:00"),
+        (4, "2026-01-05T04:01", "06 08:00"),
+        (36, "2026-01-05T09:00", "06 08:00"),
+        (36, "2026-01-05T19:00", "07 08:00"),
+        (1.5, "2026-01-05T06:31", "06 08:00"),
+    ],
+)
+def test_a_day_is_a_midnight_and_hours_pass_first(delay_h: float, accepted: str, expected: str) -> None:
+    assert due(timed(delay_h), accepted) == expected
+
+
+def test_nothing_is_due_within_an_hour_of_the_message_before() -> None:
+    at_midnight = timed(at=time(0))
+    assert due(at_midnight, "2026-01-05T22:00") == "05 23:00"
+    assert due(at_midnight, "2026-01-05T22:01") == "06 23:00"
+    # Hours of delays may be shorter, those of clocks are not.
+    assert due(at_midnight, "2026-01-05T22:58", hour_us=60 * SECOND_US) == "05 23:00"
+
+
+def test_the_clock_is_the_leads_and_of_unknown_zones_the_sequences() -> None:
+    catalogue = timed()
+    at = "2026-01-05T12:00"
+    assert [due(catalogue, at, zone) for zone in ("Asia/Tokyo", "America/New_York", None, "Nowhere/Land")] == [
+        "06 00:00",
+        "06 14:00",
+        "06 08:00",
+        "06 08:00",
+    ]
+    assert catalogue.by_clock.tolist() == [True, True, False]
+
+
+def test_a_time_of_day_on_a_shut_day_is_that_of_the_next_open_one() -> None:
+    weekdays = Window(time(8), time(20), BERLIN, ("mon", "tue", "wed", "thu", "fri"))
+    christmas = (Blackout(date(2026, 1, 6), date(2026, 1, 7)),)
+    assert due(timed(send_window=weekdays, time_zone=None), "2026-01-09T09:00") == "12 08:00"
+    assert due(timed(blackouts=christmas), "2026-01-05T09:00") == "08 08:00"
+    assert due(timed(send_window=weekdays, time_zone=None, blackouts=christmas), "2026-01-05T09:00") == "08 08:00"
+    nights = Window(time(22), time(2), BERLIN, ("fri",))
+    assert due(timed(at=time(1), send_window=nights, time_zone=None), "2026-01-05T09:00") == "10 00:00"
+
+
+def test_an_entry_with_a_time_of_day_is_due_when_the_clock_shows_it() -> None:
+    first = Step("a", "Hi", at=time(9), is_entry=True)
+    catalogue = Catalogue.of([Sequence(1, "S", True, (first,), time_zone=BERLIN), replace(FITNESS, id=2)])
+    now_us = from_datetime(datetime(2026, 1, 5, 8, 0, tzinfo=UTC))
+    assert catalogue.entry_dues(["Asia/Tokyo", None], now_us) == {"a": {"Asia/Tokyo": now_us + 16 * HOUR_US}}
+    assert catalogue.entry_dues([BERLIN], now_us + 1) == {"a": {BERLIN: now_us + 24 * HOUR_US}}
+    assert Catalogue.of([FITNESS]).entry_dues([BERLIN], now_us) == {}
+
+
+def test_what_waits_behind_a_shut_window_goes_at_the_opening_or_at_its_time() -> None:
+    window = Window(time(8), time(20), BERLIN)
+    catalogue = timed(send_window=window, time_zone=None)
+    now_us = from_datetime(datetime(2026, 1, 5, 19, 0, tzinfo=UTC))
+    assert catalogue.openings(1, [None, "America/New_York"], now_us, 0) == {
+        "": {"": now_us + 12 * HOUR_US},
+        "b": {"": now_us + 13 * HOUR_US},
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"time_zone": None}, "it has times or days by the clock, and no time zone for leads whose own is unknown"),
+        ({"time_zone": "Nowhere/Land"}, "it has the unknown time zone 'Nowhere/Land'"),
+        (
+            {"send_window": Window(time(10), time(20), "UTC")},
+            "step 'b': its time 09:00 is not within the send window 10:00-20:00 (UTC), 15 minutes before it shuts at"
+            " the latest",
+        ),
+        (
+            {"blackouts": (Blackout(date(2026, 2, 1), date(2026, 1, 1)),)},
+            "its blackout from 2026-02-01 to 2026-01-01 has -30 days",
+        ),
+        ({"goal": Goal("a")}, "step 'a': its trigger is the goal, too: whoever enters leaves"),
+        (
+            {"goal": Goal(None, "a.b")},
+            "its goal 'a.b' cannot be read: 'Getattr' is not allowed in a message",
+        ),
+        ({"goal": Goal(None, "a %}no")}, "its goal 'a %}no' cannot be read: it is more than a condition"),
+    ],
+)
+def test_clocks_and_goals_that_make_no_sense_are_problems(columns: dict[str, Any], problem: str) -> None:
+    assert timed(**columns).problems == {1: [problem]}
+
+
+def test_a_window_holds_a_time_that_leaves_a_quarter_of_an_hour() -> None:
+    steps = (Step("a", "Hi", is_entry=True, at=time(19, 45)),)
+    for closes, sound in ((time(20), True), (time(19, 59), False), (time(8), True)):
+        window = Window(time(8), closes, "UTC")
+        assert (problems(Sequence(1, "S", True, steps, send_window=window)) == []) == sound
+
+
+def test_fleet_wide_blackouts_shut_every_sound_sequence() -> None:
+    christmas = Blackout(date(2026, 12, 25), date(2026, 12, 26))
+    own = Blackout(date(2026, 5, 1), date(2026, 5, 1))
+    others = sequence(entry("x"), id_=2)
+    catalogue = Catalogue.of([replace(FITNESS, blackouts=(own,), time_zone=BERLIN), others], [christmas])
+    always = Window(time(), time(), "UTC")
+    assert catalogue.windows == [
+        replace(always, time_zone=BERLIN, blackouts=(own, christmas)),
+        replace(always, blackouts=(christmas,)),
+    ]
+    assert catalogue.window.tolist() == [0, 0, 0, 1, -1]
+    assert Catalogue.of([FITNESS]).windows == []

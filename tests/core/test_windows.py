@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zoneinfo
 from collections.abc import Iterator
-from datetime import UTC, datetime, time, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -16,17 +17,22 @@ from pydantic import ValidationError
 from dispatcher.config import Settings
 from dispatcher.core.batches import Coded
 from dispatcher.core.moments import from_datetime, span_us, to_datetime
-from dispatcher.core.windows import DAYS, MIN_OPEN_S, Window, is_zone, next_open, next_open_of, next_shut
+from dispatcher.core.windows import DAYS, MIN_OPEN_S, Blackout, Window, is_zone, next_open, next_open_of, next_shut
 
 _STEP_US = span_us(300)
 DAYTIME = Window(time(9), time(20), "Asia/Kuala_Lumpur")
 OVERNIGHT = Window(time(22, 30), time(1, 30), "UTC", ("fri", "sat"))
 WORKDAYS = Window(time(0), time(0), "UTC", ("mon", "tue", "wed", "thu", "fri"))
 
+CHANGES = (Blackout(date(2026, 3, 29), date(2026, 3, 29)), Blackout(date(2027, 10, 30), date(2027, 11, 7)))
+"""Days around which Europe and America change their clocks."""
+
 
 def is_open(window: Window, zone: ZoneInfo, moment_us: int) -> bool:
     """What the clock on the wall says."""
     local = to_datetime(moment_us).astimezone(zone)
+    if any(shut.first <= local.date() <= shut.last for shut in window.blackouts):
+        return False
     clock, day = local.time(), local.weekday()
     if window.opens < window.closes:
         return window.opens <= clock < window.closes and DAYS[day] in window.days
@@ -80,6 +86,9 @@ def changing() -> list[tuple[str, int]]:
         Window(time(23), time(2, 30), "UTC"),
         OVERNIGHT,
         WORKDAYS,
+        replace(DAYTIME, blackouts=CHANGES),
+        Window(time(23), time(2, 30), "UTC", blackouts=CHANGES),
+        Window(time(0), time(0), "UTC", blackouts=CHANGES),
     ],
     ids=repr,
 )
@@ -143,7 +152,7 @@ def test_what_cannot_arrive_before_it_closes_waits_for_the_next_opening() -> Non
     assert next_open(asked, "Asia/Kuala_Lumpur", DAYTIME).tolist() == [*asked[:3], opens]
 
 
-@pytest.mark.parametrize("window", [DAYTIME, OVERNIGHT, WORKDAYS])
+@pytest.mark.parametrize("window", [DAYTIME, OVERNIGHT, WORKDAYS, replace(WORKDAYS, blackouts=CHANGES)])
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
 def test_a_window_is_open_until_it_shuts(window: Window, zone: str) -> None:
     """Every quarter of an hour of the weeks in which Berlin changes its clocks: one walk from border to border."""
@@ -196,3 +205,14 @@ def test_what_is_a_zone() -> None:
     assert not any(
         map(is_zone, ("", "Nowhere/Land", "../../etc/passwd", "Europe", "Europe/Berlin\0", "/etc/localtime"))
     )
+
+
+def test_a_window_opens_after_a_year_of_blackouts() -> None:
+    year = tuple(Blackout(date(2026, month, 1), date(2026, month, 28)) for month in range(1, 13))
+    rest = (Blackout(date(2026, 1, 1), date(2026, 12, 31)), Blackout(date(2027, 1, 1), date(2027, 12, 31)))
+    asked = moments_us("2026-01-05T12:00", "2026-02-28T12:00", "2026-03-29T00:30")
+    monthly = next_open(asked, "UTC", Window(time(9), time(20), "UTC", blackouts=year))
+    assert (monthly == moments_us("2026-01-29T09:00", "2026-03-29T09:00", "2026-03-29T09:00")).all()
+    never = Window(time(9), time(20), "UTC", ("mon",), rest)
+    assert (next_open(asked, "Asia/Tokyo", never) == moments_us(*["2028-01-03T00:00"] * 3)).all()
+    assert next_shut(int(asked[0]), "UTC", never) == asked[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import time
+from datetime import date, time
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from dispatcher.core.graph import Catalogue, Sequence, Step
 from dispatcher.core.identity import idempotency_key
 from dispatcher.core.moments import from_datetime
 from dispatcher.core.outcomes import Outcome
-from dispatcher.core.windows import Window
+from dispatcher.core.windows import Blackout, Window
 from simulate.checker import Violations, check, findings
 from simulate.evidence import ENROLMENT, LEDGER, NO_DUE, QUOTA, STATUSES, Evidence, Skip, stamps
 from simulate.receipts import RECEIPT, Receipts, body_sum
@@ -35,17 +35,22 @@ def catalogue(
     active: bool = True,
     window: Window | None = None,
     late_h: float | None = None,
+    first_at: time | None = None,
+    at: time | None = None,
 ) -> Catalogue:
     """Three steps, a day apart; ``last`` follows the third, without a step of that name it leads nowhere."""
     steps = (
-        Step("fit", "one", "fit_2", delay_h=delay_h, is_entry=True),
-        Step("fit_2", "two", "fit_3", delay_h=24),
+        Step("fit", "one", "fit_2", delay_h=delay_h, is_entry=True, at=first_at),
+        Step("fit_2", "two", "fit_3", delay_h=24, at=at),
         Step("fit_3", "three", last, delay_h=24),
     )
     late = {"max_lateness_h": late_h, "when_late": "skip"} if late_h is not None else {}
-    return Catalogue.of([Sequence(7, "Fitness", active, steps, send_window=window, **late)])
+    zone = None if window else "UTC"
+    return Catalogue.of([Sequence(7, "Fitness", active, steps, send_window=window, time_zone=zone, **late)])
 
 
+TUESDAY = date(2026, 1, 6)
+"""The day of the second message of the first enrolment."""
 NIGHT = Window(time(23), time(0, 0, 10), "UTC")
 """All arrive in it, but the first message of the second enrolment, which comes half a second after it has closed."""
 NIGHTS = Window(time(23), time(1), "Asia/Tokyo", ("sun", "tue"))
@@ -383,6 +388,27 @@ BROKEN: dict[str, tuple[Callable[[World], None], Violations, str]] = {
         Violations(after_exit=2),
         "after a reply had ended the enrolment",
     ),
+    "after the goal was reached": (
+        told(reached={(41, 7): [START_US + SECOND_US]}), Violations(after_opt_out=2), "after the trigger was taken off"
+    ),
+    "on a blackout": (
+        told(catalogue=catalogue(window=Window(time(), time(), "UTC", blackouts=(Blackout(TUESDAY, TUESDAY),)))),
+        OUTSIDE, "outside the send window",
+    ),
+    "half a second before its time of day": (
+        told(catalogue=catalogue(at=time(0, 0, 2))), Violations(early=1), "before its time of day"
+    ),
+    "before its time of day by the lead's own clock": (
+        told(catalogue=catalogue(at=time(5, 45, 2)), time_zones={"999100000001": [(0, "Asia/Kathmandu")]}),
+        Violations(early=1), "before its time of day",
+    ),
+    "a first message before its time of day": (
+        told(catalogue=catalogue(first_at=time(0, 0, 11))), Violations(early=2), "before its time of day"
+    ),
+    "before every time of day that ever held": (
+        told(catalogue=catalogue(at=time(9)), earlier=(catalogue(at=time(10)),)), Violations(early=1),
+        "before its time of day",
+    ),
     # 5: steps in order
     "the second and the third step have changed places": (
         both(row_of("receipts", 1, step=2), row_of("receipts", 2, step=1)), Violations(out_of_order=2), JUMPED,
@@ -454,6 +480,16 @@ CLEAN: dict[str, Callable[[World], None]] = {
         lambda world: world.asked(2, 2, DAY_US + 12 * HOUR_US, answer=Outcome.EXPIRED),
         lambda world: world.booked(2, 2, DAY_US + 12 * HOUR_US, "expired"),
     ),
+    "at its time of day, or later": told(catalogue=catalogue(first_at=time(0), at=time(0, 0, 1))),
+    "before a time of day that did not hold yet": told(catalogue=catalogue(at=time(9)), earlier=(catalogue(),)),
+    "at another time of day that held before": told(
+        catalogue=catalogue(at=time(9)), earlier=(catalogue(at=time(0)),)
+    ),
+    "at its time in a zone that the lead had before": told(
+        catalogue=catalogue(at=time(5, 45, 1)),
+        time_zones={"999100000001": [(0, "Asia/Kathmandu"), (START_US + S_US, "UTC")]},
+    ),
+    "an enrolment made anew after its goal was reached": told(reached={(41, 7): [START_US - S_US]}),
     "a fourth arrival an hour later": burst(0, 1, 2, HOUR_US),
     "a seventh a day later": burst(0, 1, 2, *AFTERNOON_US, DAY_US),
     "three arrivals and what was turned away": burst(

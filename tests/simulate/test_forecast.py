@@ -259,6 +259,21 @@ def test_nothing_leaves_while_a_window_is_shut(scenario):
     assert (never.messages, never.left) == (0, 40)
 
 
+def test_times_of_day_and_blackouts_are_foreseen(scenario):
+    """Enrolled at midnight, UTC: it is eight o'clock in Kuala Lumpur, and a Monday."""
+    steps = "steps: [{trigger: a, text: Hi, at: '09:00'}, {trigger: b, text: Hi, at: '09:30'}, {trigger: c, text: Hi}]"
+    shut = "time_zone: Asia/Kuala_Lumpur, blackouts: [2026-01-06]"
+    timed = f"sequences=[{{name: One, {shut}, {steps}}}]"
+    outlook = told(scenario(ONE, timed, "leads.count=30", "days=6"))
+    # Twenty an hour. A day after half past nine is half past nine, and those who had to wait follow an hour later.
+    assert by_hour(outlook) == {1: 20, 2: 10, 49: 20, 50: 10, 73: 20, 74: 10}
+    assert outlook.demand.tolist() == [30, 0, 30, 30]
+    zones = "leads.time_zones=[{zone: Europe/Berlin, weight: 1}, {zone: Asia/Tokyo, weight: 1}]"
+    hours = by_hour(told(scenario(ONE, timed, "leads.count=30", "days=6", zones)))
+    assert set(hours) == {0, 8, 48, 56, 72, 80}
+    assert sum(hours.values()) == 90
+
+
 # How many devices ------------------------------------------------------------------------------------------------
 
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from dispatcher.core.batches import Leased
+from dispatcher.core.delays import parts_of
+from dispatcher.core.goals import Goal
 from dispatcher.core.graph import Step
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.leases import Ends, Want
 from dispatcher.core.moments import to_datetime
 from dispatcher.core.outcomes import Outcome
+from dispatcher.core.windows import Blackout
 from dispatcher.ports import CoordinatorStore, Enrolled, ShardStore
 from dispatcher.store.bodies import unpacked
 from dispatcher.store.connect import connect, open_pool
@@ -41,7 +44,7 @@ REPLY_COLUMNS = {
     "device": "device_id",
 }
 AT_MOST_ONCE = "ON CONFLICT (gateway_message_id) DO NOTHING"
-STEP_COLUMNS = {"delay_h": "trigger_delay_hours", "is_entry": "is_entry_point", "paused": "paused_cause"}
+STEP_COLUMNS = {"is_entry": "is_entry_point", "at": "send_at", "paused": "paused_cause"}
 MOMENTS = {"opted_in_us": "opted_in_at", "opted_out_us": "opted_out_at"}
 
 Tables = dict[str, list[tuple[Any, ...]]]
@@ -60,6 +63,7 @@ class StoreWorld(Protocol):
     async def set_sequence(self, sequence: int, **columns: Any) -> None: ...
     async def remove_sequence(self, sequence: int) -> None: ...
     async def edit_step(self, trigger: str, **columns: Any) -> None: ...
+    async def set_blackouts(self, *blackouts: Blackout) -> None: ...
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int: ...
     async def set_lead(self, lead: int, **columns: Any) -> None: ...
     async def delete_lead(self, lead: int) -> None: ...
@@ -109,6 +113,9 @@ class MemoryWorld:
 
     async def edit_step(self, trigger: str, **columns: Any) -> None:
         self.database.edit_step(trigger, **columns)
+
+    async def set_blackouts(self, *blackouts: Blackout) -> None:
+        self.database.set_blackouts(*blackouts)
 
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int:
         return self.database.add_lead(phone, trigger, **columns)
@@ -223,7 +230,8 @@ TABLES = {
         FROM leads ORDER BY id""",
     "queue": "SELECT leads, old_trigger, new_trigger, opted_out FROM lead_changes ORDER BY id",
     "replies": """
-        SELECT phone, lead_id, text, dripline_us(received_at), gateway_message_id, device_id FROM replies ORDER BY id""",
+        SELECT phone, lead_id, text, dripline_us(received_at), gateway_message_id, device_id
+        FROM replies ORDER BY id""",
     "exits": "SELECT lead_id, enrolment_id FROM exits ORDER BY 1, 2",
     "opt_outs": "SELECT lead_id, dripline_us(at) FROM opt_outs ORDER BY 1",
     "devices": "SELECT number, id, shard_id, health, health_cause FROM devices ORDER BY number",
@@ -285,19 +293,28 @@ class PostgresWorld:
         async with self._connection.transaction():
             id_ = await self._insert("sequences", name=name, **{"is_active": True, **_sequence_columns(columns)})
             for step in steps:
-                named = {STEP_COLUMNS.get(column, column): value for column, value in asdict(step).items() if value}
-                await self._insert("sequence_steps", sequence_id=id_, **named)
+                await self._insert("sequence_steps", sequence_id=id_, **_step_columns(_given(asdict(step))))
         return int(id_)
 
     async def set_sequence(self, sequence: int, **columns: Any) -> None:
-        await self._update("sequences", "id", sequence, _sequence_columns(columns))
+        if "blackouts" in columns:
+            await self._shut(sequence, columns.pop("blackouts"))
+        if columns:
+            await self._update("sequences", "id", sequence, _sequence_columns(columns))
+
+    async def set_blackouts(self, *blackouts: Blackout) -> None:
+        await self._shut(None, blackouts)
+
+    async def _shut(self, sequence: int | None, blackouts: Iterable[Blackout]) -> None:
+        await self._connection.execute("DELETE FROM blackouts WHERE sequence_id IS NOT DISTINCT FROM $1", sequence)
+        for each in blackouts:
+            await self._insert("blackouts", sequence_id=sequence, first_day=each.first, last_day=each.last)
 
     async def remove_sequence(self, sequence: int) -> None:
         await self._connection.execute("DELETE FROM sequences WHERE id = $1", sequence)
 
     async def edit_step(self, trigger: str, **columns: Any) -> None:
-        named = {STEP_COLUMNS.get(column, column): value for column, value in columns.items()}
-        await self._update("sequence_steps", "trigger", trigger, named)
+        await self._update("sequence_steps", "trigger", trigger, _step_columns(columns))
 
     async def add_lead(self, phone: str, trigger: str | None = None, /, **columns: Any) -> int:
         return int(await self._insert("leads", phone=phone, trigger=trigger, **_lead_columns(columns)))
@@ -372,14 +389,31 @@ class PostgresWorld:
         await self._connection.execute(f"UPDATE {table} SET {named} WHERE {key} = $1", id_, *columns.values())
 
 
+def _given(columns: dict[str, Any]) -> dict[str, Any]:
+    """What is not a column's default."""
+    return {column: value for column, value in columns.items() if value}
+
+
+def _step_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    named = {STEP_COLUMNS.get(column, column): value for column, value in columns.items()}
+    if "delay_h" in named:
+        named["trigger_delay_hours"], named["trigger_delay_minutes"] = parts_of(named.pop("delay_h"))
+    return named
+
+
 def _sequence_columns(columns: dict[str, Any]) -> dict[str, Any]:
     columns = {SEQUENCE_COLUMNS.get(column, column): value for column, value in columns.items()}
-    if "send_window" not in columns:
-        return columns
-    named = {column: value for column, value in columns.items() if column != "send_window"}
-    window = columns["send_window"]
-    values = (None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)
-    return named | dict(zip(("send_from", "send_until", "send_days", "send_time_zone"), values, strict=True))
+    named = {column: value for column, value in columns.items() if column not in ("send_window", "time_zone", "goal")}
+    if "time_zone" in columns:
+        named["send_time_zone"] = columns["time_zone"]
+    if "goal" in columns:
+        goal = columns["goal"] or Goal()
+        named |= {"goal_trigger": goal.trigger, "goal_if": goal.condition}
+    if "send_window" in columns:
+        window = columns["send_window"]
+        values = (None,) * 4 if window is None else (window.opens, window.closes, window.days, window.time_zone)
+        named |= dict(zip(("send_from", "send_until", "send_days", "send_time_zone"), values, strict=True))
+    return named
 
 
 def _lead_columns(columns: dict[str, Any]) -> dict[str, Any]:

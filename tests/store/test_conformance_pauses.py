@@ -17,7 +17,8 @@ DAY_US = 24 * HOUR_US
 async def give_back(story, leased):
     """Everything of a claim, due as it was."""
     token, rows = np.full(len(leased), leased.token), len(leased)
-    await story.shard.give_back(leased.enrolment, token, leased.due_us, [None] * rows, story.now_us, [False] * rows, [False] * rows)
+    stop, no = [None] * rows, [False] * rows
+    await story.shard.give_back(leased.enrolment, token, leased.due_us, stop, story.now_us, no, no)
 
 
 async def held(story):

@@ -73,7 +73,8 @@ async def test_a_lease_that_is_given_back_before_the_enroller_comes_ends_with_th
     leased = await story.claim()
     await story.world.reply("999101", "Thanks!")
     token = np.full(1, leased.token, np.int64)
-    given = await story.shard.give_back(leased.enrolment, token, leased.due_us, ["replied"], story.now_us, [False], [False])
+    stop, no = ["replied"], [False]
+    given = await story.shard.give_back(leased.enrolment, token, leased.due_us, stop, story.now_us, no, no)
     assert given == 1
     assert await story.states() == [REPLIED]
     assert await story.enrol() == Enrolled(1, 0, {})

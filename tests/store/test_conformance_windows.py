@@ -90,13 +90,13 @@ async def test_zones_are_read_as_they_are_row_by_row(story):
 async def test_what_is_due_moves_to_the_opening_of_its_sequence_and_zone(story):
     await enrolled(story, *ZONES)
     opens_us = story.now_us + 9 * HOUR_US
-    assert await story.shard.postpone({1: {"Europe/Berlin": opens_us}}, story.now_us - 1, 100) == 0
-    assert await story.shard.postpone({2: {"Europe/Berlin": opens_us}}, story.now_us, 100) == 0
-    assert await story.world.shard(1).postpone({1: {"Europe/Berlin": opens_us}}, story.now_us, 100) == 0
-    assert await story.shard.postpone({1: {"Europe/Berlin": opens_us}}, story.now_us, 100) == 2
+    assert await story.shard.postpone({1: {"": {"Europe/Berlin": opens_us}}}, story.now_us - 1, 100) == 0
+    assert await story.shard.postpone({2: {"": {"Europe/Berlin": opens_us}}}, story.now_us, 100) == 0
+    assert await story.world.shard(1).postpone({1: {"": {"Europe/Berlin": opens_us}}}, story.now_us, 100) == 0
+    assert await story.shard.postpone({1: {"": {"Europe/Berlin": opens_us}}}, story.now_us, 100) == 2
     assert await dues(story) == [0, 9, 0, 0, 0, 9]
-    assert await story.shard.postpone({1: {"": opens_us + HOUR_US}}, story.now_us, 1) == 1
-    assert await story.shard.postpone({1: {"": opens_us + HOUR_US}}, story.now_us, 100) == 1
+    assert await story.shard.postpone({1: {"": {"": opens_us + HOUR_US}}}, story.now_us, 1) == 1
+    assert await story.shard.postpone({1: {"": {"": opens_us + HOUR_US}}}, story.now_us, 100) == 1
     assert await dues(story) == [0, 9, 10, 10, 0, 9]
     assert (await story.store.next_due([ONE])).tolist() == [story.now_us]
 
@@ -107,11 +107,11 @@ async def test_what_is_leased_held_or_stopped_is_not_postponed(story):
     assert leased is not None
     await story.world.set_lead(2, opted_out_us=story.now_us)
     await story.enrol()
-    moved = await story.shard.postpone({1: {"": story.now_us + HOUR_US}}, story.now_us, 100)
+    moved = await story.shard.postpone({1: {"": {"": story.now_us + HOUR_US}}}, story.now_us, 100)
     assert (moved, await dues(story)) == (1, [0, 0, 1])
     await story.wait(HOUR_US)
     assert await story.store.hold(1, 10) == 1
-    assert await story.shard.postpone({1: {"": story.now_us + HOUR_US}}, story.now_us, 100) == 0
+    assert await story.shard.postpone({1: {"": {"": story.now_us + HOUR_US}}}, story.now_us, 100) == 0
     assert (await story.store.next_due([ONE])).tolist() == [NEVER_US]
 
 

@@ -212,13 +212,13 @@ async def test_the_zones_of_a_batch_are_a_row_each(engine):
 
 async def test_postponing_reads_what_it_moves(engine):
     """Of half of the 10,000 enrolments of a shard's devices, which are due; nothing of another sequence or zone."""
-    opens = json.dumps({"1": {"": NOW_US + 61_000_000}})
+    opens = json.dumps({"1": {"": {"": NOW_US + 61_000_000}}})
     found = await cost(engine, statements("shard")["postpone"], 3, NOW_US, opens, 500)
     assert found.scanned == set()
     moved = f"SELECT count(*) FROM sequence_contacts WHERE next_trigger_time = dripline_at({NOW_US + 61_000_000})"
     assert await engine.fetchval(moved) == 500
     assert found.rows <= 3 * 500 + LEASED + DEVICES / 10, "to choose, with its lead, and to write"
-    elsewhere = json.dumps({"2": {"": NOW_US + 61_000_000}})
+    elsewhere = json.dumps({"2": {"": {"": NOW_US + 61_000_000}}})
     found = await cost(engine, statements("shard")["postpone"], 3, NOW_US, elsewhere, 500)
     assert (found.scanned, found.rows <= DEVICES / 10) == (set(), True)
 
@@ -385,7 +385,7 @@ async def test_lead_changes_read_the_leads_that_changed(engine):
 
 
 @pytest.mark.parametrize(
-    "openings", ["NULL", f"""'{{"1": {{"Asia/Tokyo": {NOW_US}}}}}'"""], ids=["no window", "windows"]
+    "openings", ["NULL", f"""'{{"fitness_start": {{"Asia/Tokyo": {NOW_US}}}}}'"""], ids=["no window", "windows"]
 )
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 async def test_enrolling_reads_its_batch_before_anybody_has_analysed_the_tables(

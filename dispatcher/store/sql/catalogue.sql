@@ -8,13 +8,17 @@ FROM catalogue_versions;
 
 -- name: sequences
 SELECT id, name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in, exit_on_reply,
-       send_from, send_until, send_days, send_time_zone, max_lateness_hours AS max_lateness_h, when_late
+       send_from, send_until, send_days, send_time_zone, max_lateness_hours AS max_lateness_h, when_late, goal_trigger,
+       goal_if
 FROM sequences ORDER BY id;
 
 -- name: steps
-SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_delay_hours, day_number, is_entry_point,
-       template_name, template_language, template_parameters, paused_cause
+SELECT sequence_id, trigger, message_text, media_url, next_trigger, trigger_delay_hours, trigger_delay_minutes, day_number,
+       is_entry_point, send_at, template_name, template_language, template_parameters, paused_cause
 FROM sequence_steps ORDER BY sequence_id, day_number NULLS LAST, id;
+
+-- name: blackouts
+SELECT sequence_id, first_day, coalesce(last_day, first_day) AS last_day FROM blackouts ORDER BY first_day, last_day;
 
 -- name: devices
 -- Available to the engine: healthy, not paused, and reachable, except in a rehearsal, whose gateway is the referee. A

@@ -98,7 +98,7 @@ SELECT count(*) FROM ended;
 -- the whole batch up: the planner takes a list it cannot see for ten ids, whatever the statistics say. Most leads have
 -- never been enrolled and carry one token: what depends on earlier enrolments or on a list of tokens is worked out only
 -- where there is one; OFFSET 0 keeps that a look-up a lead, where the planner would rather read everybody's.
--- $9 says when the send windows that are shut open, by sequence and time zone; NULL where there are none.
+-- $9 says which entries' messages are due later, and when, by trigger and time zone; NULL where no clock has a say.
 -- Somebody else's enrolment of the same moment fails the statement, which sees it when it is repeated: ON CONFLICT
 -- would cost every row a fifth more.
 WITH given AS MATERIALIZED (
@@ -202,7 +202,7 @@ enrolled AS (
     SELECT sequence_id, lead_id, phone, token, token,
            CASE WHEN $9::jsonb IS NULL THEN dripline_at($5::bigint)
            ELSE dripline_at(coalesce(
-               ($9::jsonb #>> ARRAY[sequence_id::text, coalesce(time_zone, '')])::bigint, $5::bigint)) END,
+               ($9::jsonb #>> ARRAY[token, coalesce(time_zone, '')])::bigint, $5::bigint)) END,
            dripline_at($5::bigint), device_id
     FROM placed WHERE (SELECT held FROM fence) = 1
     ORDER BY lead_id, sequence_id
@@ -212,8 +212,26 @@ SELECT home_device_id, count(*) AS enrolled, (SELECT held FROM fence) AS held FR
 UNION ALL
 SELECT NULL, 0, held FROM fence;
 
+-- name: towards_goals
+-- Live enrolments of the leads in the batch in sequences with a goal, and what their goals read. OFFSET 0 keeps the
+-- planner on a look-up a lead.
+SELECT c.id, c.sequence_id, l.trigger, l.phone, l.name, nullif(l.attributes::text, '{}') AS attributes
+FROM leads l CROSS JOIN LATERAL (
+    SELECT id, sequence_id FROM sequence_contacts
+    WHERE lead_id = l.id AND status IN ('active', 'in_doubt') AND stop_reason IS NULL OFFSET 0) c
+WHERE l.id = ANY ($1::text::bigint[]) AND c.sequence_id = ANY ($2::bigint[])
+ORDER BY c.id;
+
+-- name: leave_at_goals
+-- A leased enrolment is only marked, as where its trigger is removed.
+UPDATE sequence_contacts
+SET stop_reason = 'goal reached', held = false, trigger_kept = true,
+    status = CASE WHEN lease_token IS NULL AND status = 'active' THEN 'stopped' ELSE status END,
+    finished_at = CASE WHEN lease_token IS NULL AND status = 'active' THEN dripline_at($2::bigint) END
+WHERE id = ANY ($1::bigint[]) AND status IN ('active', 'in_doubt') AND stop_reason IS NULL;
+
 -- name: time_zones
--- Those of the leads in the batch, where sequences have send windows.
+-- Those of the leads in the batch, where clocks have a say.
 WITH given AS MATERIALIZED (SELECT $1::text::bigint[] AS leads)
 SELECT DISTINCT coalesce(time_zone, '') AS time_zone FROM leads WHERE id = ANY ((SELECT leads FROM given)::bigint[]);
 

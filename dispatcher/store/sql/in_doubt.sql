@@ -29,7 +29,8 @@ ORDER BY c.id FOR NO KEY UPDATE SKIP LOCKED;
 -- name: unknown_attempts
 SELECT c.id AS enrolment, c.lead_id AS lead, l.visit, l.generation, l.attempt, coalesce(d.number, 0) AS device,
        dripline_us(l.reserved_at) AS slot_us, dripline_us(l.deadline_at) AS deadline_us,
-       dripline_us(l.due_at) AS due_us, l.step_trigger AS step, l.idempotency_key AS key, l.error
+       dripline_us(l.due_at) AS due_us, l.step_trigger AS step,
+       l.idempotency_key AS key, l.error, (SELECT time_zone FROM leads WHERE id = c.lead_id) AS time_zone
 FROM sequence_contacts c
 JOIN message_ledger l ON l.enrolment_id = c.id AND l.visit = c.visit AND l.generation = c.generation
                      AND l.outcome = 'in_doubt'

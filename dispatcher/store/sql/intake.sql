@@ -66,29 +66,40 @@ DELETE FROM sequence_steps WHERE trigger = ANY ($1::text[]);
 
 -- name: insert_sequence
 INSERT INTO sequences (name, trigger_prefix, is_active, reentry, reentry_interval_h, sender_policy, requires_opt_in,
-                       exit_on_reply, send_from, send_until, send_days, send_time_zone, max_lateness_hours, when_late)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id;
+                       exit_on_reply, max_lateness_hours, when_late, send_from, send_until, send_days, send_time_zone,
+                       goal_trigger, goal_if)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING id;
 
 -- name: update_sequence
 UPDATE sequences SET name = $2, trigger_prefix = $3, is_active = $4, reentry = $5, reentry_interval_h = $6,
-                     sender_policy = $7, requires_opt_in = $8, exit_on_reply = $9, send_from = $10, send_until = $11,
-                     send_days = $12, send_time_zone = $13, max_lateness_hours = $14, when_late = $15
+                     sender_policy = $7, requires_opt_in = $8, exit_on_reply = $9, max_lateness_hours = $10,
+                     when_late = $11, send_from = $12, send_until = $13, send_days = $14, send_time_zone = $15,
+                     goal_trigger = $16, goal_if = $17
 WHERE id = $1;
 
+-- name: forget_blackouts
+DELETE FROM blackouts WHERE sequence_id = $1;
+
+-- name: write_blackouts
+INSERT INTO blackouts (sequence_id, first_day, last_day)
+SELECT $1, first_day, nullif(last_day, first_day) FROM unnest($2::date[], $3::date[]) b(first_day, last_day);
+
 -- name: write_steps
-INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, trigger_delay_hours, day_number,
-                            is_entry_point, media_url, template_name, template_language, template_parameters)
-SELECT $1, trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, template, template_language,
-       ARRAY (SELECT jsonb_array_elements_text(parameters))
-FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::boolean[], $8::text[], $9::text[],
-            $10::text[], $11::jsonb[]) WITH ORDINALITY
-     s(trigger, message_text, next_trigger, delay_h, day_number, is_entry, media_url, template, template_language,
-       parameters, place)
+INSERT INTO sequence_steps (sequence_id, trigger, message_text, next_trigger, trigger_delay_hours,
+                            trigger_delay_minutes, day_number, is_entry_point, media_url, send_at, template_name,
+                            template_language, template_parameters)
+SELECT $1, trigger, message_text, next_trigger, delay_h, delay_min, day_number, is_entry, media_url, at, template,
+       template_language, ARRAY (SELECT jsonb_array_elements_text(parameters))
+FROM unnest($2::text[], $3::text[], $4::text[], $5::integer[], $6::integer[], $7::integer[], $8::boolean[], $9::text[],
+            $10::time[], $11::text[], $12::text[], $13::jsonb[]) WITH ORDINALITY
+     s(trigger, message_text, next_trigger, delay_h, delay_min, day_number, is_entry, media_url, at, template,
+       template_language, parameters, place)
 ORDER BY place
 ON CONFLICT (trigger) DO UPDATE SET message_text = excluded.message_text, next_trigger = excluded.next_trigger,
-    trigger_delay_hours = excluded.trigger_delay_hours, day_number = excluded.day_number,
-    is_entry_point = excluded.is_entry_point, media_url = excluded.media_url, template_name = excluded.template_name,
-    template_language = excluded.template_language, template_parameters = excluded.template_parameters;
+    trigger_delay_hours = excluded.trigger_delay_hours, trigger_delay_minutes = excluded.trigger_delay_minutes,
+    day_number = excluded.day_number, is_entry_point = excluded.is_entry_point, media_url = excluded.media_url,
+    send_at = excluded.send_at, template_name = excluded.template_name, template_language = excluded.template_language,
+    template_parameters = excluded.template_parameters;
 
 -- name: lock_step
 SELECT paused_cause FROM sequence_steps WHERE trigger = $1 FOR NO KEY UPDATE;

@@ -121,15 +121,19 @@ FROM unnest($1::dripline_int8s) WITH ORDINALITY u(id, n) LEFT JOIN leads l ON l.
 -- name: postpone
 -- What else is due of sequences whose send windows are shut for its leads: to the next opening, out of the claim's way. A
 -- bounded number a call, and around what somebody holds: claims wait for these rows, and not for long. OFFSET 0 keeps
--- the planner on a look-up a lead. $1 shard, $2 now, $3 when it opens by sequence and time zone, $4 how many.
+-- the planner on a look-up a lead. $1 shard, $2 now, $3 when it opens by sequence, step ('' for most) and time zone, $4
+-- how many.
 WITH shut AS MATERIALIZED (
-    SELECT c.ctid AS tid, ($3::jsonb #>> ARRAY[c.sequence_id::text, coalesce(l.time_zone, '')])::bigint AS opens
-    FROM sequence_contacts c CROSS JOIN LATERAL (SELECT time_zone FROM leads WHERE id = c.lead_id OFFSET 0) l
+    SELECT c.ctid AS tid, l.opens
+    FROM sequence_contacts c CROSS JOIN LATERAL (
+        SELECT coalesce($3::jsonb #>> ARRAY[c.sequence_id::text, c.current_trigger, coalesce(time_zone, '')],
+                        $3::jsonb #>> ARRAY[c.sequence_id::text, '', coalesce(time_zone, '')])::bigint AS opens
+        FROM leads WHERE id = c.lead_id OFFSET 0) l
     WHERE c.home_device_id = ANY (ARRAY (SELECT id FROM devices WHERE shard_id = $1))
       AND c.status = 'active' AND NOT c.held AND c.next_trigger_time <= dripline_at($2::bigint)
       AND c.sequence_id = ANY (ARRAY (SELECT k::bigint FROM jsonb_object_keys($3::jsonb) k))
       AND c.lease_token IS NULL AND c.stop_reason IS NULL
-      AND $3::jsonb #>> ARRAY[c.sequence_id::text, coalesce(l.time_zone, '')] IS NOT NULL
+      AND l.opens IS NOT NULL
     LIMIT $4::bigint FOR NO KEY UPDATE OF c SKIP LOCKED
 )
 UPDATE sequence_contacts c SET next_trigger_time = dripline_at(s.opens) FROM shut s WHERE c.ctid = s.tid;

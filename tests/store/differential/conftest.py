@@ -165,7 +165,8 @@ class Pair:
     async def postpone(self, random: Random, shard: int, now_us: int) -> None:
         """A shard finds windows shut in some zones."""
         zones = {zone or "": now_us + random.randint(0, 9) * 3_600_000_000 for zone in ZONES if random.random() < 0.5}
-        await self.shard(shard, "postpone", {random.randint(1, 3): zones}, now_us, 1000)
+        later = {zone: at_us + 3_600_000_000 for zone, at_us in zones.items() if random.random() < 0.5}
+        await self.shard(shard, "postpone", {random.randint(1, 3): {"": zones, "a_two": later}}, now_us, 1000)
 
 
 def plain(answer: Any) -> Any:

@@ -435,14 +435,15 @@ class History:
     def _end(self, sent: Sent) -> Ends:
         leased, row, outcome = sent.leased.take(np.array([sent.row])), 0, sent.told
         assert self.catalogue is not None
-        trigger, delay_h = self.catalogue.advance(self.catalogue.indices(leased.step))
+        step = self.catalogue.indices(leased.step)
+        trigger, due_us = self.catalogue.advance(step, np.array([self.now_us]), [None], HOUR_US)
         good = outcome in ACCEPTED
         next_ = {"rejected": "failed", "opted_out": "stopped"}.get(outcome, "waiting")
         if outcome == "refused" and self.random.random() < 0.3:
             next_ = "failed"
         if outcome == "in_doubt" and self.random.random() < 0.3:
             next_ = "in_doubt"
-        wait_us = round(delay_h[row] * HOUR_US) if good else self.random.choice([0, 60 * SECOND_US])
+        wait_us = int(due_us[row]) - self.now_us if good else self.random.choice([0, 60 * SECOND_US])
         return Ends(
             enrolment=leased.enrolment,
             token=np.array([leased.token], np.int64),
