@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.moments import SECOND_US
 from dispatcher.core.outcomes import Outcome

@@ -42,7 +42,7 @@ from bench.plans import counted, heard
 from dispatcher.completer import ends_of
 from dispatcher.config import Settings, load_settings
 from dispatcher.core.batches import Leased
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.identity import idempotency_keys
 
 SIZES: Final = {"100 thousand": 100_000, "1 million": 1_000_000, "5 million": 5_000_000, "10 million": 10_000_000}

@@ -39,7 +39,7 @@ from bench.plans import counted, heard
 from dispatcher.config import load_settings
 from dispatcher.coordinator import Coordinator
 from dispatcher.core.batches import DueSoon, Int8s, Int32s, Int64s, Leased, SlotOffer
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.moments import NEVER_US
 from dispatcher.enroller import Enroller
 

@@ -15,7 +15,7 @@ from dispatcher.clock import liveness_s
 from dispatcher.config import Settings
 from dispatcher.core import backoff
 from dispatcher.core.batches import Coded, Int64s, Leased, Outcomes
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.leases import Ends
 from dispatcher.core.moments import span_us
 from dispatcher.core.outcomes import CONSEQUENCES, UNCOUNTED, Outcome

@@ -10,8 +10,8 @@ import numpy as np
 
 from dispatcher.config import Settings
 from dispatcher.core.batches import Int32s
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.routing import plan_homes
 from dispatcher.ports import EnrolStore
 

@@ -10,7 +10,7 @@ import numpy as np
 from dispatcher.completer import persistently
 from dispatcher.config import Settings
 from dispatcher.core.batches import Coded, Indices, Int32s, Int64s, Leased
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.lateness import moves_of
 from dispatcher.core.moments import NEVER_US
 from dispatcher.ports import ShardStore

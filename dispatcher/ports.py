@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, DueSoon, Int8s, Int32s, Int64s, Leased, Outcomes, Outgoing, SlotOffer
 from dispatcher.core.breaker import Turned
+from dispatcher.core.catalogue import Catalogue, Openings
 from dispatcher.core.fleet import Fleet, Gateway
-from dispatcher.core.graph import Catalogue, Openings
 from dispatcher.core.group_log import Group
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import EndedLeases, Ends, Usage, Want

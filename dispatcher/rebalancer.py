@@ -10,8 +10,8 @@ from uuid import UUID
 import numpy as np
 
 from dispatcher.config import Settings
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.moments import span_us
 from dispatcher.core.routing import plan_homes
 from dispatcher.ports import BalanceStore

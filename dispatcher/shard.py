@@ -30,8 +30,8 @@ from dispatcher.core.batches import (
     Outgoing,
     SlotOffer,
 )
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.core.messages import compiled

@@ -9,7 +9,7 @@ import numpy as np
 
 from dispatcher.completer import persistently
 from dispatcher.core.batches import Coded, Indices, Int64s, Leased
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.ports import ShardStore
 
 _POSTPONED_ROWS: Final = 2000

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, Indices, Leased
-from dispatcher.core.graph import Catalogue, Template
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Template
 from dispatcher.core.messages import Template as Text
 from dispatcher.core.messages import compiled
 from dispatcher.core.outcomes import Outcome

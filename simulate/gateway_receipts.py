@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import numpy as np
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.identity import idempotency_key
 from dispatcher.core.messages import compiled
 from dispatcher.core.outcomes import Outcome

@@ -17,8 +17,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.goals import Goal
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.messages import Template
 from dispatcher.core.windows import Blackout, Window
 from dispatcher.errors import GraphError, InputError, RefusedError

@@ -30,7 +30,7 @@ def test_everything_a_device_and_a_lead_are_paused_and_resumed(dripline, databas
         (("pause",), "fleet: already paused\n"),
         (("resume",), "fleet: running\n"),
         (("devices", "pause", "d-1"), "d-1: paused\n"),
-        (("devices", "list"), "d-1\t-\tavailable, paused\t0/80\t0/800\t0/50\t5\thttp://127.0.0.1:1\t-\n"),
+        (("devices", "list"), "d-1\t-\tavailable, paused\t0/80\t0/800\t0/50\t5\thttp\thttp://127.0.0.1:1\t-\n"),
         (("devices", "resume", "d-1"), "d-1: not paused\n"),
         (("leads", "pause", "+60 12345", "--until", "2030-01-05T09:00", "--by", "bob"), None),
         (

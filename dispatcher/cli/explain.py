@@ -13,7 +13,8 @@ import typer
 
 from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show_table
 from dispatcher.cli.status import ahead
-from dispatcher.core.graph import Catalogue, Sequence
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Sequence
 from dispatcher.core.moments import from_datetime, to_datetime
 from dispatcher.core.triggers import parse
 from dispatcher.errors import InputError

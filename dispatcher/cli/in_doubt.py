@@ -22,7 +22,7 @@ from dispatcher.cli.common import (
     run,
     show_table,
 )
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.errors import InputError
 from dispatcher.intake.sequences import find_sequence
 from dispatcher.store.in_doubt import UNDER_WAY, Which, Word, count_in_doubt, list_in_doubt, resolve

@@ -10,7 +10,8 @@ from dispatcher.cli.common import DatabaseUrl, DataDir, database, out, run, show
 from dispatcher.cli.lint import lint
 from dispatcher.cli.plan import plan
 from dispatcher.cli.preview import preview
-from dispatcher.core.graph import Sequence, problems
+from dispatcher.core.graph import Sequence
+from dispatcher.core.soundness import problems
 from dispatcher.intake import sequences
 from dispatcher.intake.sequences import count_enrolments, switch
 from dispatcher.store.registry import read_sequences

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Columns, Int32s, Int64s
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.moments import NEVER_US, from_datetime, to_datetime
 from dispatcher.core.windows import is_zone
 

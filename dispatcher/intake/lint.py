@@ -17,9 +17,10 @@ from typing import Any, Final, Literal
 from jinja2 import nodes
 from pydantic import ValidationError
 
-from dispatcher.core.graph import Sequence, Step, findings, way_from
+from dispatcher.core.graph import Sequence, Step, way_from
 from dispatcher.core.guards import needs
 from dispatcher.core.messages import TEXT_CHARACTERS, TemplateError, compiled, parse
+from dispatcher.core.soundness import findings
 from dispatcher.errors import InputError
 from dispatcher.intake.sequence_file import REENTRY, SequenceEntry, SequenceFile, clashes
 from dispatcher.intake.yaml_file import Finding, Keys, YamlFile, read, yaml_files

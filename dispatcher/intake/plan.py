@@ -10,7 +10,8 @@ from typing import cast
 import asyncpg
 
 from dispatcher.core.delays import told
-from dispatcher.core.graph import Sequence, problems
+from dispatcher.core.graph import Sequence
+from dispatcher.core.soundness import problems
 from dispatcher.errors import RefusedError
 from dispatcher.intake.sequences import (
     Changes,

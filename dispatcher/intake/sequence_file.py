@@ -33,7 +33,8 @@ from pydantic_core import PydanticCustomError
 
 from dispatcher.core.delays import hours_of, minutes_of
 from dispatcher.core.goals import Goal
-from dispatcher.core.graph import SenderPolicy, Sequence, Step, Template, WhenLate, check
+from dispatcher.core.graph import SenderPolicy, Sequence, Step, Template, WhenLate
+from dispatcher.core.soundness import check
 from dispatcher.core.windows import DAYS, Blackout, Window
 from dispatcher.errors import GraphError, InputError
 from dispatcher.intake.yaml_file import Finding, YamlFile, read

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.store.registry import read_sequences
 from dispatcher.store.statements import statements
 

@@ -11,8 +11,8 @@ import asyncpg
 import numpy as np
 
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.group_log import Group
 from dispatcher.core.leases import EndedLeases, Usage, Want
 from dispatcher.core.moments import NEVER_US
@@ -154,7 +154,7 @@ class PostgresCoordinatorStore:
             )
             if found[-1]["held"] != 1:
                 raise FencedError("coordinator", epoch)
-            stopped = taken["stopped"] + await _leave_at_goals(connection, catalogue, taken["leads"], now_us)
+            stopped += await _leave_at_goals(connection, catalogue, taken["leads"], now_us)
         home = {row["home_device_id"]: row["enrolled"] for row in found if row["enrolled"]}
         return Enrolled(taken["taken"], stopped, home)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 import asyncpg
 import numpy as np
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.leases import Ends
 from dispatcher.store import arrays
 from dispatcher.store.ends import write_ends

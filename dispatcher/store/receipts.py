@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import numpy as np
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.identity import idempotency_keys
 from dispatcher.core.receipts import Heard, Receipt, Reply
 from dispatcher.store.in_doubt import Told, Which, Word, resolve

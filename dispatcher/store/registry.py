@@ -8,10 +8,11 @@ from typing import Any
 import asyncpg
 import numpy as np
 
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.delays import hours_of
 from dispatcher.core.fleet import Fleet, Terms, is_left
 from dispatcher.core.goals import Goal
-from dispatcher.core.graph import Catalogue, Sequence, Step, Template
+from dispatcher.core.graph import Sequence, Step, Template
 from dispatcher.core.group_log import Group
 from dispatcher.core.windows import DAYS, Blackout, Window
 from dispatcher.ports import Versions

@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.intake.sequences import apply
 from dispatcher.store.connect import connect
 from dispatcher.store.migrate import migrate

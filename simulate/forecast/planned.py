@@ -10,8 +10,8 @@ import numpy as np
 from dispatcher.config import Settings
 from dispatcher.core import triggers
 from dispatcher.core.batches import Coded, Indices, Int64s
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.group_log import Group
 from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.intake.csv_file import CsvFile, RejectedError

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from dispatcher.config import Settings
 from dispatcher.core.backoff import text_key
 from dispatcher.core.batches import Columns, Indices, Int32s, Int64s
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue, Step, least_delay_h
+from dispatcher.core.graph import Step, least_delay_h
 from dispatcher.core.group_log import Group, shares
 from simulate.referee import Behaviour
 from simulate.timetable import Event

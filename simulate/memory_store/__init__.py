@@ -6,6 +6,7 @@ ledger              the attempts: one row each, append-only
 epochs              who may act, and the ``Seat`` port
 enrolling           queued lead changes become enrolments and ends
 ending              ends of attempts and of leases
+fleet               rows of devices as columns
 usage               what devices have sent, or may have
 replying            what leads write back
 coordinator_store   the ``CoordinatorStore`` port

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Int32s, Int64s, Leased
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue
 from dispatcher.core.group_log import Group
 from dispatcher.core.leases import EndedLeases, Usage, Want
 from dispatcher.core.moments import NEVER_US

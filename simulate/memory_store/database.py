@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
-import numpy as np
-
-from dispatcher.core.fleet import Fleet, Terms, is_left
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.fleet import Fleet
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.triggers import parse
 from dispatcher.core.windows import Blackout
 from dispatcher.ports import Versions
 from simulate.memory_store.epochs import shard_seat
+from simulate.memory_store.fleet import fleet_of
 from simulate.memory_store.ledger import DAY_US, Ledger
 from simulate.memory_store.rows import (
     ALIKE,
@@ -398,40 +398,7 @@ class MemoryDatabase:
 
     def fleet(self) -> Fleet:
         """All devices."""
-        return self._cache("fleet", self._versions.devices, self._read_fleet)
-
-    def _read_fleet(self) -> Fleet:
-        rows = list(self.devices.values())
-        return Fleet(
-            number=np.array([row.number for row in rows], np.int32),
-            shard=np.array([-1 if row.shard_id is None else row.shard_id for row in rows], np.int32),
-            quota_per_hour=np.array([row.quota_per_hour for row in rows], np.int32),
-            quota_per_day=np.array([row.day_quota for row in rows], np.int32),
-            in_flight_max=np.array([row.in_flight_max for row in rows], np.int32),
-            min_gap_s=np.array([row.min_gap_s for row in rows], np.float64),
-            available=np.array([row.health == "available" and not row.paused for row in rows], np.bool_),
-            left=np.array(
-                [is_left(row.health, row.health_cause, row.trips) for row in rows],
-                np.bool_,
-            ),
-            trips=np.array([row.trips for row in rows], np.int32),
-            probe_us=np.array([row.probe_us if row.trips else 0 for row in rows], np.int64),
-            idempotent=np.array([row.gateway_idempotent for row in rows], np.bool_),
-            device_id=[row.id for row in rows],
-            name=[row.name for row in rows],
-            gateway_url=[row.gateway_url for row in rows],
-            gateway_token=[row.gateway_token for row in rows],
-            group=[row.group_name for row in rows],
-            terms=[
-                Terms(
-                    row.gateway_kind,
-                    row.gateway_phone_number_id,
-                    row.gateway_account,
-                    row.account_rests_until_us or 0,
-                )
-                for row in rows
-            ],
-        )
+        return self._cache("fleet", self._versions.devices, lambda: fleet_of(list(self.devices.values())))
 
     def _cache(self, name: str, version: int, read: Callable[[], T]) -> T:
         found = self._cached.get(name)

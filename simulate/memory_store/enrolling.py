@@ -10,8 +10,9 @@ from typing import NamedTuple
 from uuid import UUID
 
 from dispatcher.core import triggers
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.goals import Goal
-from dispatcher.core.graph import Catalogue, Sequence
+from dispatcher.core.graph import Sequence
 from dispatcher.ports import Enrolled, Homes, Search
 from simulate.memory_store.database import MemoryDatabase
 from simulate.memory_store.replying import end_replied

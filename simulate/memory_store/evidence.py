@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core import triggers
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from simulate.evidence import (
     ALWAYS_US,
     ENROLMENT,

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, Int32s, Int64s, Leased
 from dispatcher.core.breaker import Turned
+from dispatcher.core.catalogue import Catalogue, Openings
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue, Openings
 from dispatcher.core.lateness import Late, LateMoves
 from dispatcher.core.leases import Ends, Usage
 from dispatcher.core.moments import SECOND_US

@@ -16,7 +16,7 @@ import numpy as np
 
 from dispatcher import completer, latecomers, rescuer, shard, slots, windows, wording
 from dispatcher.core import identity, quota, triggers
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.leases import Ends
 from dispatcher.core.outcomes import Outcome
 from dispatcher.errors import StoreUnavailableError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from dispatcher.core.graph import Catalogue, Step
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Step
 from simulate.memory_store import MemoryDatabase
 from simulate.prove.dice import Dice
 from simulate.prove.faults import Fault

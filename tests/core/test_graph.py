@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dispatcher.core.batches import Coded, Indices
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.goals import Goal
-from dispatcher.core.graph import Catalogue, Sequence, Step, check, problems
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.moments import SECOND_US, from_datetime
+from dispatcher.core.soundness import check, problems
 from dispatcher.core.windows import Blackout, Window
 from dispatcher.errors import GraphError
 

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.lateness import Late, moves_of
 from dispatcher.core.moments import NEVER_US, from_datetime, to_datetime
 from dispatcher.core.windows import DAYS, Window

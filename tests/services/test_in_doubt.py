@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.outcomes import Outcome
 from dispatcher.store.connect import connect
 from dispatcher.store.in_doubt import Resolved, Which, Word, count_in_doubt, list_in_doubt, resolve

@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from actors.preflight import watched
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.identity import idempotency_key
 from dispatcher.errors import InputError, RefusedError
 from dispatcher.store import recovery

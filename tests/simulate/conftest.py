@@ -27,8 +27,9 @@ import ray
 
 from actors.cluster import joined_ray
 from dispatcher.config import Settings
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.identity import idempotency_key
 from dispatcher.core.outcomes import Outcome
 from dispatcher.store.connect import connect

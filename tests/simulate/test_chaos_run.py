@@ -19,7 +19,8 @@ import asyncpg
 import httpx
 import pytest
 
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.identity import idempotency_key
 from dispatcher.core.outcomes import Outcome
 from simulate.chaos.faults import CUTS, TROUBLES

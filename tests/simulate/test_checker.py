@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.identity import idempotency_key
 from dispatcher.core.moments import from_datetime
 from dispatcher.core.outcomes import Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.outcomes import Outcome
 from simulate.checker import limits, progress
 from simulate.checker.findings import lines

@@ -6,7 +6,8 @@ from datetime import time
 
 import numpy as np
 
-from dispatcher.core.graph import Catalogue, Sequence
+from dispatcher.core.catalogue import Catalogue
+from dispatcher.core.graph import Sequence
 from dispatcher.core.lateness import moves_of
 from dispatcher.core.windows import DAYS, Window
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from dispatcher.core.batches import Coded, Leased
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.fleet import Fleet
-from dispatcher.core.graph import Catalogue, Sequence, Step
+from dispatcher.core.graph import Sequence, Step
 from dispatcher.core.lateness import Late
 from dispatcher.core.leases import EndedLeases
 from dispatcher.core.windows import Window

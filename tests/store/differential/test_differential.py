@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dispatcher.core.batches import Leased
-from dispatcher.core.graph import Catalogue
+from dispatcher.core.catalogue import Catalogue
 from dispatcher.core.identity import idempotency_key, idempotency_keys
 from dispatcher.core.lateness import moves_of
 from dispatcher.core.leases import EndedLeases, Ends, Want
