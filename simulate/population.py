@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import asyncpg
 import numpy as np
@@ -19,7 +20,7 @@ _SECOND_TRIGGER = 0.1
 _LABELLED = 0.05
 """Share of leads that carry a label nobody sends to, as real lists do."""
 _NAMES = ("Aisyah", "Ben", "Chitra", "Daniel", "Elena", "Farid", "Grace", "Hana", "Ivan", "Jun", "Kavya", "Liam")
-_ENTRY, _SECOND, _WHICH, _LABEL, _NAME, _ZONE = range(6)
+_ENTRY, _SECOND, _WHICH, _LABEL, _NAME, _ZONE, _HOME = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class DeviceGroup:
     """The devices are called ``<name>-0001`` and on."""
     shared: tuple[int | None, int | None] | None = None
     """What all of them together may send in an hour and in a day; None: nothing is shared."""
+    region: str | None = None
+    """Leads of this region have their homes here; None: whoever has no region."""
 
     @property
     def names(self) -> list[str]:
@@ -45,8 +48,17 @@ class DeviceGroup:
 
 Carried = tuple[tuple[str, ...], float]
 """Triggers that leads carry together, and how many of them do in proportion to the others."""
-Zoned = tuple[str, float]
-"""A time zone, and how many leads live there in proportion to the others."""
+
+
+class Zoned(NamedTuple):
+    """Where some of the leads live."""
+
+    zone: str
+    """Their time zone."""
+    weight: float
+    """How many they are, in proportion to the others."""
+    region: str | None = None
+    """Whose devices they hear from; None: any."""
 
 
 async def create_devices(connection: asyncpg.Connection, *groups: DeviceGroup) -> None:
@@ -91,6 +103,7 @@ async def copy_leads(
     seed: int,
     mix: Sequence[Carried] = (),
     zones: Sequence[Zoned] = (),
+    fleet: Sequence[DeviceGroup] = (),
     *,
     tagged: bool = True,
 ) -> int:
@@ -100,16 +113,20 @@ async def copy_leads(
         entries: triggers, of which every lead carries one or two, if there is no ``mix``.
         mix: what leads carry instead.
         zones: where they live; unknown if there are none.
+        fleet: the devices there are, for leads that have a region.
         tagged: whether they carry triggers already.
     """
     lines = _lines(numbers, entries, seed, mix, tagged)
     columns = ["phone", "name", "niche", *(["trigger"] if tagged else [])]
     if zones:
-        where = zoned(numbers, zones, seed).tolist()
-        lines = b"".join(
-            b"%s\t%s\n" % (line, zones[n][0].encode()) for line, n in zip(lines.splitlines(), where, strict=True)
-        )
+        names = [zone.zone for zone in zones]
+        lines = _with(lines, [names[n] for n in zoned(numbers, zones, seed).tolist()])
         columns.append("time_zone")
+    if any(zone.region for zone in zones):
+        ids = [str(row["id"]) for row in await connection.fetch("SELECT id FROM devices ORDER BY number")]
+        homes = regional_homes(numbers, zones, fleet, seed).tolist()
+        lines = _with(lines, [ids[home] if home >= 0 else "\\N" for home in homes])
+        columns.append("home_device_id")
     await connection.copy_to_table("leads", source=_once(lines), columns=columns)
     return len(numbers)
 
@@ -158,7 +175,31 @@ def _lines(
 
 def zoned(numbers: NDArray[np.int64], zones: Sequence[Zoned], seed: int) -> NDArray[np.intp]:
     """Where leads live: a place in ``zones``."""
-    return _weighed([weight for _, weight in zones], _draw(seed, numbers, _ZONE))
+    return _weighed([zone.weight for zone in zones], _draw(seed, numbers, _ZONE))
+
+
+def regional_homes(
+    numbers: NDArray[np.int64], zones: Sequence[Zoned], fleet: Sequence[DeviceGroup], seed: int
+) -> NDArray[np.int32]:
+    """The home device of each lead as its place in ``fleet``: one of its region, drawn by day quota; -1 without one."""
+    found = np.full(len(numbers), -1, np.int32)
+    if not any(zone.region for zone in zones):
+        return found
+    region = np.repeat([group.region or "" for group in fleet], [group.count for group in fleet])
+    quota = np.repeat([group.quota_per_day for group in fleet], [group.count for group in fleet])
+    where, drawn = zoned(numbers, zones, seed), _draw(seed, numbers, _HOME)
+    for name in dict.fromkeys(zone.region for zone in zones if zone.region):
+        theirs = np.flatnonzero(region == name)
+        some = np.isin(where, [place for place, zone in enumerate(zones) if zone.region == name])
+        found[some] = theirs[_weighed(quota[theirs].tolist(), drawn[some])]
+    return found
+
+
+def _with(lines: bytes, values: Iterable[str]) -> bytes:
+    """Rows of COPY with one column more."""
+    return b"".join(
+        b"%s\t%s\n" % (line, value.encode()) for line, value in zip(lines.splitlines(), values, strict=True)
+    )
 
 
 def _weighed(weights: Sequence[float], drawn: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -266,7 +266,7 @@ def _timetable(plan: Plan, cluster: Cluster, referee: Any, watcher: Watcher) -> 
 
 
 async def _copy(plan: Plan, watcher: Watcher, connection: asyncpg.Connection, chunk: Int64s) -> None:
-    watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix, plan.zones))
+    watcher.leads(await copy_leads(connection, chunk, plan.entries, plan.seed, plan.mix, plan.zones, plan.fleet))
 
 
 async def _play(plan: Plan, settings: Settings, url: str, spool: Path, reset: bool, phases: _Phases) -> _Played:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispatcher.core.backoff import delays_s, uniform
-from dispatcher.core.batches import Coded, Indices, Int8s, Int64s
+from dispatcher.core.batches import Coded, Indices, Int8s, Int32s, Int64s
 from dispatcher.core.moments import NEVER_US, SECOND_US, span_us
 from dispatcher.core.outcomes import CONSEQUENCES, Outcome
 from dispatcher.core.routing import plan_homes
@@ -144,6 +144,11 @@ class Course:
         if not len(new):
             return
         new = new[np.lexsort((state.lead[new], state.due_us[new]))]
+        own = self.world.leads.home[state.lead[new]]
+        there = own >= 0
+        there[there] = self.turns.available[own[there]]
+        self._begin(new[there], own[there])
+        new = new[~there]
         weight = self.world.weight(self.turns.per_day, self.turns.available)
         load = self.turns.load()
         leads = np.flatnonzero(np.diff(state.lead[new], prepend=-1))
@@ -154,12 +159,16 @@ class Course:
                 return
             last = leads[begin + len(some)] if begin + len(some) < len(leads) else len(new)
             counts = np.diff(some, append=last)
-            begun = new[some[0] : last]
-            state.home[begun] = np.repeat(homes, counts)
-            state.due_us[begun] = self.world.catalogue.first_due(
-                state.step[begun].astype(np.intp), self._zone(begun), state.due_us[begun]
-            )
+            self._begin(new[some[0] : last], np.repeat(homes, counts))
             load += np.bincount(np.repeat(homes, counts), minlength=len(load))
+
+    def _begin(self, who: Indices, home: Int32s) -> None:
+        """These get their devices, and are due as their sequences want it."""
+        state = self.state
+        state.home[who] = home
+        state.due_us[who] = self.world.catalogue.first_due(
+            state.step[who].astype(np.intp), self._zone(who), state.due_us[who]
+        )
 
     def _segment(self, from_us: int, to_us: int) -> None:
         """All groups, until everything that can leave before ``to_us`` has left."""

@@ -58,6 +58,7 @@ async def world_of(connection: asyncpg.Connection, settings: Settings, deadline_
             wave,
             np.ones(len(ids), np.bool_),
             zone.code[first].astype(np.int32),
+            np.full(len(ids), -1, np.int32),
         ),
         enrolments=Enrolments(
             lead,

@@ -17,7 +17,7 @@ from dispatcher.core.moments import from_datetime, span_us
 from dispatcher.intake.csv_file import CsvFile, RejectedError
 from dispatcher.intake.lead_file import Lead
 from simulate.forecast.world import Enrolments, Leads, World
-from simulate.population import DeviceGroup, carried, lead_phones, zoned
+from simulate.population import DeviceGroup, carried, lead_phones, regional_homes, zoned
 from simulate.rehearsal import Plan
 from simulate.scenario.load import Loaded
 from simulate.timetable import moments
@@ -37,7 +37,7 @@ def world_of(plan: Plan, settings: Settings, file: list[Lead] | None = None) -> 
     start_us = from_datetime(plan.start)
     if file is None:
         leads, waves = _made(plan, start_us)
-        zones: list[str | None] = [zone for zone, _ in plan.zones] or [None]
+        zones: list[str | None] = [zone.zone for zone in plan.zones] or [None]
         which, lists = carried(np.arange(plan.leads), plan.entries, plan.seed, plan.mix)
     else:
         coded = Coded.of([lead.time_zone for lead in file])
@@ -143,14 +143,16 @@ def _made(plan: Plan, start_us: int) -> tuple[Leads, list[str]]:
         names = [f"wave {n}" for n in range(1, len(plan.waves) + 1)]
     numbers, nobody = np.arange(plan.leads), np.zeros(plan.leads, np.bool_)
     zone = zoned(numbers, plan.zones, plan.seed) if plan.zones else np.zeros(plan.leads)
-    return Leads(lead_phones(numbers), come_us, wave, nobody, zone.astype(np.int32)), names
+    homes = regional_homes(numbers, plan.zones, plan.fleet, plan.seed)
+    return Leads(lead_phones(numbers), come_us, wave, nobody, zone.astype(np.int32), homes), names
 
 
 def _read(file: list[Lead], start_us: int, zone: Indices) -> Leads:
     numbers = np.array([int(lead.phone) for lead in file], np.int64)
     opted_in = np.array([lead.opted_in_at is not None for lead in file], np.bool_)
     begin_us, wave = np.full(len(file), start_us, np.int64), np.zeros(len(file), np.int32)
-    return Leads(numbers, begin_us, wave, opted_in, zone.astype(np.int32))
+    nowhere = np.full(len(file), -1, np.int32)
+    return Leads(numbers, begin_us, wave, opted_in, zone.astype(np.int32), nowhere)
 
 
 def _enrolments(world: World, which: Int64s, lists: list[tuple[str, ...]]) -> Enrolments:

@@ -163,11 +163,14 @@ class Turns:
         return np.asarray(live | kept | late | (reentry == "never"))
 
     def _homes(self, who: Indices) -> Int32s:
-        """The device that the leads have already, if it can send; else -1."""
+        """The device of the leads' own, else one that they have already, if it can send; else -1."""
         state = self._state
         home = np.full(len(state.number), -1, np.int32)
         for ended in (True, False):  # a live enrolment's device counts first, so it is written last
             some = np.flatnonzero((state.home >= 0) & ((state.state != WAITING) == ended))
             home[state.lead[some]] = state.home[some]
-        found = home[who]
+        own, found = self._world.leads.home[who], home[who]
+        there = np.flatnonzero(own >= 0)
+        there = there[self.available[own[there]]]
+        found[there] = own[there]
         return np.where((found >= 0) & self.available[found], found, -1).astype(np.int32)

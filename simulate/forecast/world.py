@@ -86,6 +86,8 @@ class Leads(Columns):
     opted_in: NDArray[np.bool_]
     zone: Int32s
     """Place of the time zone among those of the world."""
+    home: Int32s
+    """The device of their own, by its place in the fleet; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ app = typer.Typer()
 
 _REDUCED = 3
 """How many failing seeds are reduced and shown in full."""
-_CANARY_SEEDS = 200
+_CANARY_SEEDS = 500
 
-Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="1000, or 200 a canary")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="1000, or 500 a canary")]
 Jobs = Annotated[int | None, typer.Option(min=1, max=256, help="Processes side by side.", show_default="the cores")]
 OneSeed = Annotated[int | None, typer.Option(min=0, help="Play only this seed.", show_default="many", envvar=[])]
 Without = Annotated[

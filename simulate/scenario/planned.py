@@ -12,7 +12,7 @@ import numpy as np
 
 from dispatcher.core.backoff import uniform
 from dispatcher.core.moments import NEVER_US, from_datetime, span_us
-from simulate.population import DeviceGroup
+from simulate.population import DeviceGroup, Zoned
 from simulate.referee import Ban, Behaviour, Latency, Period, Replies
 from simulate.rehearsal import Bring, Plan
 from simulate.scenario.events import DeviceEvent, EventKeys
@@ -51,7 +51,7 @@ def plan(loaded: Loaded, bring_leads: Bring | None) -> Plan:
         fleet=fleet,
         leads=scenario.leads.count,
         mix=tuple((tuple(mixed.triggers), mixed.weight) for mixed in scenario.leads.triggers or ()),
-        zones=tuple((zoned.zone, zoned.weight) for zoned in scenario.leads.time_zones or ()),
+        zones=tuple(Zoned(zoned.zone, zoned.weight, zoned.region) for zoned in scenario.leads.time_zones or ()),
         days=scenario.days,
         shards=scenario.shards,
         seed=scenario.seed,

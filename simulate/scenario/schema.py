@@ -51,6 +51,9 @@ def _speed(value: Any) -> Any:
     return value
 
 
+Region = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$")]
+
+
 class Limits(Keys):
     """What binds a device."""
 
@@ -95,6 +98,9 @@ class Group(Limits):
     shared: Shared | None = Field(
         default=None, description="what all of them together may send, as numbers of one account do"
     )
+    region: Region | None = Field(
+        default=None, description="leads of this region have their home devices here; groups may have the same"
+    )
 
 
 class Devices(Limits):
@@ -135,6 +141,9 @@ class Zoned(Keys):
     zone: Zone = Field(description="their time zone, such as `Asia/Kuala_Lumpur`")
     weight: Annotated[float, Field(ge=0, le=1e9)] = Field(
         default=1.0, description="how many leads live there, in proportion to the others' weights"
+    )
+    region: Region | None = Field(
+        default=None, description="the region of the devices they hear from; left out, from any device"
     )
 
 
@@ -255,6 +264,16 @@ class Scenario(Keys):
         for keys, key, at_h in moments:
             if at_h >= self.days * 24:
                 raise wrong(f"hour {at_h:g} lies after the end of the run, which has {self.days:g} days", *keys, key)
+        return self
+
+    @model_validator(mode="after")
+    def _regions(self) -> Self:
+        known = list(dict.fromkeys(group.region for group in self.devices.groups or () if group.region))
+        for place, zoned in enumerate(self.leads.time_zones or ()):
+            if zoned.region is not None and zoned.region not in known:
+                advice = f"known are {', '.join(known)}" if known else "give groups of devices a region"
+                raise wrong(f"no devices have the region {zoned.region!r}", "leads", "time_zones", place, "region",
+                            advice=advice)  # fmt: skip
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from simulate.forecast.outlook import Outlook, Span, forecast
 from simulate.forecast.planned import leads_of, world_of
 from simulate.forecast.world import World
 from simulate.model import Enrolments, schedule
+from simulate.population import DeviceGroup, Zoned, regional_homes, zoned
 from simulate.scenario.load import Loaded, load
 from simulate.scenario.overrides import parse
 from simulate.scenario.planned import plan
@@ -272,6 +273,29 @@ def test_times_of_day_and_blackouts_are_foreseen(scenario):
     hours = by_hour(told(scenario(ONE, timed, "leads.count=30", "days=6", zones)))
     assert set(hours) == {0, 8, 48, 56, 72, 80}
     assert sum(hours.values()) == 90
+
+
+def test_leads_of_a_region_hear_from_its_devices(scenario):
+    """Twenty leads an hour and device: whose region has one of two devices takes twice as long."""
+    near, far = "{name: near, count: 1, quota_per_hour: 20, region: Asia}", "{name: far, count: 1, quota_per_hour: 20}"
+    groups = f"devices={{groups: [{near}, {far}]}}"
+    anywhere = told(scenario(ONE, groups, "leads.count=40", "leads.time_zones=[{zone: UTC}]"))
+    assert by_hour(anywhere)[0] == 40
+    there = told(scenario(ONE, groups, "leads.count=40", "leads.time_zones=[{zone: UTC, region: Asia}]"))
+    assert [by_hour(there)[n] for n in (0, 1)] == [20, 20]
+
+
+def test_homes_are_drawn_lead_by_lead_among_the_devices_of_a_region():
+    fleet = [DeviceGroup(2, name="a", region="Asia"), DeviceGroup(1, quota_per_day=1600, name="b", region="Asia"),
+             DeviceGroup(5, name="c")]  # fmt: skip
+    zones = [Zoned("Asia/Tokyo", 1, "Asia"), Zoned("UTC", 1)]
+    numbers = np.arange(4000)
+    homes = regional_homes(numbers, zones, fleet, 7)
+    assert ((homes >= 0) == (zoned(numbers, zones, 7) == 0)).all()
+    counts = np.bincount(homes[homes >= 0])
+    assert len(counts) == 3
+    assert counts / counts.sum() == pytest.approx([0.25, 0.25, 0.5], abs=0.03)
+    assert (homes[1000:] == regional_homes(numbers[1000:], zones, fleet, 7)).all()
 
 
 # How many devices ------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def compare(done: Rehearsed, told: Outlook, share: float) -> None:
 
 
 def test_windows_and_changed_clocks_are_foreseen(world):
-    small = ("devices.count=2", "leads.count=1200", "shards=2", "tick_s=120")
+    few = [f"devices.groups.{n}.count=1" for n in range(3)]
+    small = (*few, "leads.count=1200", "shards=2", "tick_s=120")
     planned_ = planned(EXAMPLES / "four_zones.yaml", *small)
     done, told = world.play(planned_), forecast(world_of(planned_, SETTINGS))
     compare(done, told, 0.01)

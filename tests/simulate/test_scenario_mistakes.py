@@ -100,6 +100,12 @@ MISTAKES = {
         9,
         "leads.time_zones.1.zone: there is no time zone 'Asia/Kuala' - write an IANA name",
     ),
+    "a region that is none": (
+        "  count: 10",
+        "  count: 10\n  time_zones: [{zone: UTC}, {zone: Asia/Tokyo, region: Asia}]",
+        9,
+        "leads.time_zones.1.region: no devices have the region 'Asia' - give groups of devices a region",
+    ),
     "a window without quotes": (
         "  - name: Greeting\n",
         "  - name: Greeting\n    send_window: {from: 10:00, until: '20:00', time_zone: UTC}\n",

@@ -238,7 +238,8 @@ def test_lost_devices_are_silent_until_they_are_back(world):
 
 @pytest.mark.slow
 def test_in_four_zones_nobody_hears_of_us_at_night_or_on_sunday(world):
-    small = ("devices.count=2", "leads.count=800", "devices.quota_per_hour=15", "shards=2", "tick_s=150")
+    few = [f"devices.groups.{n}.{each}" for n in range(3) for each in ("count=1", "quota_per_hour=15")]
+    small = (*few, "leads.count=800", "shards=2", "tick_s=150")
     done = world.play(planned(EXAMPLES / "four_zones.yaml", *small))
     assert done.outcome.good
     assert (done.outcome.completed, done.outcome.sends) == (800, 1600)
@@ -248,6 +249,10 @@ def test_in_four_zones_nobody_hears_of_us_at_night_or_on_sunday(world):
     assert share == pytest.approx(
         {"Asia/Kuala_Lumpur": 0.4, "Europe/Berlin": 0.3, "America/New_York": 0.2, "America/Los_Angeles": 0.1}, abs=0.05
     )
+    heard = """SELECT DISTINCT split_part(l.time_zone, '/', 1) AS lives, split_part(d.name, '-', 1) AS device
+               FROM message_ledger m JOIN leads l ON l.id = m.lead_id JOIN devices d ON d.id = m.device_id"""
+    regions = {(row["lives"], row["device"]) for row in world.rows(heard)}
+    assert regions == {("Asia", "asia"), ("Europe", "europe"), ("America", "america")}
     local = [
         to_datetime(receipt["arrived_us"]).astimezone(ZoneInfo(zone_of[receipt["phone"].decode()]))
         for receipt in done.receipts.rows
