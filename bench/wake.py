@@ -211,7 +211,7 @@ async def running(bench: Bench, devices: int) -> AsyncIterator[tuple[Scene, Engi
     place = Path(bench.place)
     with bench.server() as server, GatewayProcess(place / "arrivals.jsonl") as gateway:
         connection = await connect(server.url())
-        engine = Engine(place / "run.log", [], {"database_url": server.url()})
+        engine = Engine(place / "run.log", [], {"database_url": server.url(), "gateway_hosts": "127.0.0.0/8"})
         try:
             await migrate(connection)
             await stamp(connection, "live")
