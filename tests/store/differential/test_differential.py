@@ -479,7 +479,7 @@ async def test_a_random_history_is_the_same_on_both_stores(seed, new_pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 160))
+@pytest.mark.parametrize("seed", range(100, 130))
 async def test_many_random_histories_are_the_same_on_both_stores(seed, new_pair):
     history = History(seed, await new_pair())
     await history.run()
