@@ -55,7 +55,7 @@ PROVED_SAID = f"""
 
 """
 CAUGHT_SAID = f"""
-{MADE_SAID}. 1 of 2 caught, each from seed 1 on within 200 seeds.
+{MADE_SAID}. 1 of 2 caught, each from seed 1 on within 500 seeds.
 
 | broken build | what does not hold in it | caught by seed | rules it broke |
 |---|---|---|---|

@@ -243,7 +243,7 @@ def test_every_message_arrives_once_in_order_and_in_time_even_if_a_shard_is_kill
 
 @pytest.mark.slow
 def test_a_killed_driver_takes_its_actors_with_it_and_the_next_one_waits_for_its_leadership(new_world):
-    world = new_world(devices=4, leads=40, steps=1, quota=10, gap_s=0.5, hour_s=8, **(BRISK | {"leader_s": 15}))
+    world = new_world(devices=4, leads=40, steps=1, quota=10, gap_s=0.5, hour_s=8, **(BRISK | {"leader_s": 40}))
     with running(world) as run:
         world.rows(TAG)
         world.wait_until(lambda: len(world.attempts()) >= 8, 30)
